@@ -1,0 +1,5 @@
+"""Features to profiles: tables, columns, aggregation, spherizing, consensus; the ground floor of deepprofile."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,8 @@
+"""The one error that its reader can mend."""
+
+
+class InputError(ValueError):
+    """Something that was given is wrong, and the message says what came, what was wanted and what to do.
+
+    The command line prints the message alone and exits with 2. Any other exception is a bug and keeps its traceback.
+    """

@@ -1,0 +1,108 @@
+"""Tables in and out: Parquet, CSV and CSV.gz by suffix, the same bytes for the same table."""
+
+import gzip
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cytominer_tools.columns import METADATA, PLATE, SITE, WELL
+from cytominer_tools.errors import InputError
+from cytominer_tools.files import atomic_path
+
+SUFFIXES = (".parquet", ".csv", ".csv.gz")
+_MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "None")
+
+
+def read_table(path: str | Path) -> pd.DataFrame:
+    """Read a table, its format named by the suffix (.parquet, .csv, .csv.gz).
+
+    Plate, well and site stay text. Other ``Metadata_`` columns of a CSV become numbers only where every value is one
+    and none has a leading zero, so that compound 0012 stays 0012; the words NA, nan, null and None are missing values
+    in such a column of numbers and text elsewhere.
+
+    Raises
+    ------
+    InputError
+        The file is absent, of another format, or cannot be parsed.
+    """
+    path = Path(path)
+    _format(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        if path.suffix == ".parquet":
+            return _text_keys(pq.read_table(path).to_pandas())
+        columns = pd.read_csv(path, nrows=0, encoding="utf-8-sig").columns
+        if len(set(columns)) < len(columns) or not len(columns):
+            raise InputError(f"{path}: expected a header of distinct column names")
+        words = {name: str for name in columns if name.startswith(METADATA)}
+        table = pd.read_csv(
+            path, encoding="utf-8-sig", dtype=words, na_filter=False, usecols=list(words), low_memory=False
+        )
+        rest = [name for name in columns if name not in words]
+        numbers = pd.read_csv(path, encoding="utf-8-sig", usecols=rest, low_memory=False) if rest else pd.DataFrame()
+    except (pa.ArrowInvalid, pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, OSError) as error:
+        raise InputError(f"{path}: cannot be read as {path.suffix[1:]}: {str(error).splitlines()[0]}") from error
+    for name in words:
+        if name not in (PLATE, WELL, SITE):
+            table[name] = _numbers_if_all(table[name])
+    return pd.concat([table, numbers], axis=1)[list(columns)]
+
+
+def write_table(table: pd.DataFrame, path: str | Path) -> Path:
+    """Write `table` without its index, atomically, in the format that the suffix names; return the path.
+
+    Raises
+    ------
+    InputError
+        Another suffix, a full disk or an unwritable folder.
+    """
+    path = Path(path)
+    kind = _format(path)
+    with atomic_path(path) as part:
+        if kind == ".parquet":
+            write_parquet(pa.Table.from_pandas(table, preserve_index=False), part)
+        elif kind == ".csv":
+            table.to_csv(part, index=False, lineterminator="\n")
+        else:
+            # neither time nor (temporary) name in the header, or equal tables would differ in their bytes
+            with part.open("wb") as raw, gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0) as file:
+                file.write(table.to_csv(index=False, lineterminator="\n").encode())
+    return path
+
+
+def write_parquet(table: pa.Table, path: Path) -> None:
+    """Write one row group after another with the settings of every Parquet file of this project; not atomic."""
+    with parquet_writer(path, table.schema) as writer:
+        writer.write_table(table, row_group_size=max(1, len(table)))
+
+
+def parquet_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    """A writer whose bytes depend on the table alone; dictionaries only where values repeat (text)."""
+    text = [field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)]
+    return pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=text or False)
+
+
+def _format(path: Path) -> str:
+    for suffix in SUFFIXES:
+        if path.name.endswith(suffix):
+            return suffix
+    raise InputError(f"{path}: the suffix must be one of {', '.join(SUFFIXES)}")
+
+
+def _text_keys(table: pd.DataFrame) -> pd.DataFrame:
+    keys = [name for name in (PLATE, WELL, SITE) if name in table]
+    return table.astype({name: "str" for name in keys})
+
+
+def _numbers_if_all(column: pd.Series) -> pd.Series:
+    missing = column.isin(_MISSING)
+    words = column[~missing]
+    if words.str.match(r"^[+-]?0\d").any():
+        return column.mask(column == "")
+    numbers = pd.to_numeric(words, errors="coerce")
+    if numbers.isna().any() or words.empty:
+        return column.mask(column == "")
+    return pd.to_numeric(numbers.reindex(column.index))

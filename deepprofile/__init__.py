@@ -1,0 +1,5 @@
+"""Microscope images of treated cells to single-cell features; the studies, the stages and the command line."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

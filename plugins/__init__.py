@@ -1,0 +1,1 @@
+"""Networks, activity heads and cell locators, each found by its entry point."""

@@ -1,0 +1,1 @@
+"""Cell locators: `locate(image, *, channels, pixel_size_um, **params) -> (table, labels)`."""

@@ -1,0 +1,1 @@
+"""Networks: `build(*, channels, size, classes=None, **options) -> keras.Model`."""
