@@ -1,0 +1,280 @@
+"""Single-cell features: sites read ahead, cells of several sites in batches of one shape, a Parquet part a well."""
+
+import json
+import platform
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from cytominer_tools.columns import PLATE, SITE, WELL
+from cytominer_tools.errors import InputError
+from cytominer_tools.files import atomic_path, safe_name
+from cytominer_tools.manifest import PlateTable
+from cytominer_tools.queries import select
+from deepprofile.images import read_site
+from deepprofile.index import load_index, site_paths, sites_by_well
+from deepprofile.intensities import intensity_inputs, read_levels
+from deepprofile.locations import X, Y, location_settings, plate_locations
+from deepprofile.preprocess import Preprocess
+from deepprofile.study import Study
+from deepprofile.work import Done, in_background, log, map_ahead, progress, workers
+
+if TYPE_CHECKING:
+    import keras
+
+STAGE = "features"
+CARD = b"deepprofile.card"
+
+
+@dataclass
+class Extractor:
+    """A network cut at a layer, compiled for one batch shape.
+
+    Parameters
+    ----------
+    model : keras.Model
+        float32 (n, H, W, C) to whatever.
+    layer : str
+        Its output, averaged over the image where it is one, becomes the features.
+
+    Raises
+    ------
+    InputError
+        No such layer.
+    """
+
+    model: "keras.Model"
+    layer: str = "features"
+
+    def __post_init__(self) -> None:
+        import keras
+
+        known = [layer.name for layer in self.model.layers]
+        if self.layer not in known:
+            raise InputError(f"{self.model.name} has no layer {self.layer!r}; its last are {', '.join(known[-6:])}")
+        output = self.model.get_layer(self.layer).output
+        if len(output.shape) == 4:
+            output = keras.layers.GlobalAveragePooling2D(dtype="float32", name="pooled")(output)
+        self._network = keras.Model(self.model.input, output)
+        # XLA makes convolutions on a CPU ten times slower; JAX has nothing else
+        self._network.compile(jit_compile=False if keras.backend.backend() == "tensorflow" else "auto")
+        self.width = int(output.shape[-1])
+
+    def __call__(self, crops: np.ndarray) -> np.ndarray:
+        """float32 (batch, H, W, C) to float32 (batch, width)."""
+        return np.asarray(self._network.predict_on_batch(crops), np.float32)
+
+
+@dataclass
+class _Well:
+    """A part on its way through the engine."""
+
+    plate: str
+    name: str
+    key: str
+    cells: list[pd.DataFrame] = field(default_factory=list)
+    features: list[np.ndarray] = field(default_factory=list)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+
+
+@dataclass
+class _Job:
+    """A site to read: the image is None, and `why` says the reason, where it is bad."""
+
+    well: _Well
+    row: Mapping[str, str]
+    cells: pd.DataFrame
+    last: bool  # of its well
+    image: np.ndarray | None = None
+    why: str = ""
+
+
+@dataclass
+class _Batch:
+    crops: np.ndarray | None  # (batch, H, W, C); None where wells end without a cell in it
+    rows: list[tuple[_Well, int]]  # how many of its rows go to which well, in order
+    ended: list[_Well]  # wells that are complete with this batch
+
+
+def profile_cells(study: Study, *, strict: bool = False) -> Done:
+    """Write features/MODEL/PLATE/cells.parquet: a row per cell with its key, its centre, the locator's columns, `features`.
+
+    Wells that are current are left alone. A site that cannot be read is left out and reported. Memory holds a few
+    images and batches and the features of the wells in work, whatever the number of sites.
+
+    Raises
+    ------
+    InputError
+        The locations or intensities are not made, the network or its weights cannot be had; with `strict`, also the
+        first bad site.
+    """
+    index = load_index(study)
+    extractor, card = load_extractor(study)
+    settings = {name: card[name] for name in ("network", "options", "weights_hash", "layer", "preprocess", "runtime")}
+    preprocess = study.preprocess
+    skipped: list[tuple[str, str]] = []
+    made = rows = 0
+    plates = list(index[PLATE].unique())
+    with study.writing(), progress("profile", len(index), "sites") as advance:
+        with atomic_path(study.features / "card.json") as path:
+            path.write_text(json.dumps(card, indent=1) + "\n", "utf-8")
+        tables = {plate: plate_features(study, plate) for plate in plates}
+        todo: list[tuple[_Well, pd.DataFrame]] = []
+        left: dict[str, int] = {}
+        levels_of: dict[str, np.ndarray | None] = {}
+        for plate, table in tables.items():
+            wells = sites_by_well(index, plate)
+            located = plate_locations(study, plate)
+            located.manifest.require(wells, location_settings(study), "deepprofile locate")
+            for change in table.manifest.expect(settings):
+                log.info("profile: plate %s: %s: it runs again", plate, change)
+            levels = read_levels(study, plate) if preprocess.normalize == "plate_control" else None
+            levels_of[plate] = levels
+            for well, sites in wells.items():
+                inputs = [intensity_inputs(study, sites), located.manifest.parts[well].key, None if levels is None else levels.tolist()]
+                key = table.manifest.key(inputs)
+                if table.manifest.is_current(well, key):
+                    advance(len(sites))
+                else:
+                    todo.append((_Well(plate, well, key), sites))
+            left[plate] = sum(well.plate == plate for well, _ in todo)
+            if not left[plate]:
+                table.finish(wells)
+        jobs = _jobs(study, todo)
+        images = map_ahead(lambda job: _read(study, job, strict), jobs, 2 * workers())
+        batches = in_background(_batches(images, preprocess, study.profile.batch, levels_of, advance), 2)
+        for batch in batches:
+            if batch.crops is not None:
+                features = extractor(batch.crops)
+                start = 0
+                for well, n in batch.rows:
+                    well.features.append(features[start : start + n].copy())
+                    start += n
+            for well in batch.ended:
+                tables[well.plate].write(well.name, well.key, _table(well, extractor.width, card), well.skipped)
+                made += 1
+                left[well.plate] -= 1
+                if not left[well.plate]:
+                    tables[well.plate].finish(sites_by_well(index, well.plate))
+    for table in tables.values():
+        for part in table.manifest.parts.values():
+            rows += part.rows
+            skipped += part.skipped
+    wells_in_all = sum(len(table.manifest.parts) for table in tables.values())
+    return Done("profile", made, wells_in_all - made, rows, f"cells x {extractor.width} features", tuple(skipped))
+
+
+def load_extractor(study: Study) -> tuple[Extractor, dict[str, Any]]:
+    """The network of `study`, ready to extract, and its model card: all that makes two sets of features comparable."""
+    import keras
+
+    from deepprofile.networks import GROUP, build_network, weights_hash
+    from deepprofile.registry import load, package
+
+    chosen, preprocess = study.profile, study.preprocess
+    weights = chosen.weights
+    if weights not in (None, "imagenet"):
+        weights = str(study.path(str(weights)))
+    size = (preprocess.size, preprocess.size)
+    model = build_network(
+        chosen.network, channels=len(preprocess.channels), size=size, weights=weights, seed=study.seed, **chosen.options
+    )
+    if weights is None:
+        log.warning("profile: profile.weights is none: %s is untrained, a baseline rather than a result", chosen.network)
+    extractor = Extractor(model, chosen.layer)
+    build = load(GROUP, chosen.network)
+    card = {
+        "model": chosen.name,
+        "network": chosen.network,
+        "options": chosen.options,
+        "package": package(GROUP, chosen.network),
+        "source": getattr(build, "source", None),
+        "licence": getattr(build, "licence", None),
+        "weights": chosen.weights or f"untrained, seed {study.seed}",
+        "weights_hash": weights_hash(model),
+        "layer": chosen.layer,
+        "width": extractor.width,
+        "preprocess": json.loads(preprocess.model_dump_json()),
+        "runtime": f"keras-{keras.backend.backend()} float32",
+        "versions": {"keras": keras.__version__, "python": platform.python_version()},
+    }
+    return extractor, card
+
+
+def plate_features(study: Study, plate: str) -> PlateTable:
+    """The features of `plate`, as far as they are made."""
+    return PlateTable(study.features / safe_name(plate), STAGE)
+
+
+def _jobs(study: Study, todo: list[tuple[_Well, pd.DataFrame]]) -> Iterator[_Job]:
+    located = None
+    for well, sites in todo:
+        if located is None or located.folder.name != safe_name(well.plate):
+            located = plate_locations(study, well.plate)
+        cells = located.read(well.name).to_pandas()
+        rows = sites.to_dict("records")
+        for row in rows:
+            yield _Job(well, row, cells[cells[SITE] == row[SITE]], last=row is rows[-1])
+
+
+def _read(study: Study, job: _Job, strict: bool) -> _Job:
+    if len(job.cells):
+        try:
+            job.image = read_site(site_paths(study, job.row), study.images.size)
+        except InputError as error:
+            if strict:
+                raise
+            job.why = str(error)
+    return job
+
+
+def _batches(
+    jobs: Iterator[_Job], preprocess: Preprocess, size: int, levels: Mapping[str, np.ndarray | None], advance: Any
+) -> Iterator[_Batch]:
+    """Cells in the order of the sites, `size` to a batch; the last one is filled up with zeros."""
+    shape = (size, preprocess.size, preprocess.size, len(preprocess.channels))
+    crops, filled = np.zeros(shape, np.float32), 0
+    rows: list[tuple[_Well, int]] = []
+    ended: list[_Well] = []
+    for job in jobs:
+        well, what = job.well, f"{job.well.plate} {job.well.name} site {job.row[SITE]}"
+        if job.why:
+            well.skipped.append((what, job.why))
+        if job.image is not None:
+            xy = job.cells[[X, Y]].to_numpy()
+            kept = preprocess.keep(xy, job.image.shape)
+            if lost := int((~kept).sum()):
+                why = "their box leaves the image" if preprocess.border == "drop" else "their centre is off the image"
+                well.skipped.append((f"{what}: {lost} of {len(kept)} cells", why))
+            well.cells.append(job.cells[kept])
+            xy = xy[kept]
+            while len(xy):
+                n = min(len(xy), size - filled)
+                cut = preprocess.cut(job.image, xy[:n])
+                crops[filled : filled + n] = preprocess.scale(cut, levels[well.plate], job.image.dtype)
+                rows.append((well, n))
+                xy, filled = xy[n:], filled + n
+                if filled == size:
+                    yield _Batch(crops, rows, ended)
+                    crops, filled, rows, ended = np.zeros(shape, np.float32), 0, [], []
+        if job.last:
+            ended.append(well)
+        advance(1)
+    if filled or ended:
+        yield _Batch(crops if filled else None, rows, ended)
+
+
+def _table(well: _Well, width: int, card: dict[str, Any]) -> pa.Table:
+    features = np.concatenate([np.empty((0, width), np.float32), *well.features])
+    if bad := int((~np.isfinite(features)).any(axis=1).sum()):
+        raise InputError(f"{well.plate} {well.name}: {bad} cells have features that are not finite; check the weights")
+    values = pa.FixedSizeListArray.from_arrays(pa.array(features.ravel()), width)
+    keys = pd.concat(well.cells, ignore_index=True) if well.cells else pd.DataFrame({PLATE: [], WELL: [], SITE: []})
+    table = pa.Table.from_pandas(keys, preserve_index=False)
+    text = [pa.field(f.name, pa.string()) if f.name in (PLATE, WELL, SITE) else f for f in table.schema]
+    table = table.cast(pa.schema(text)).append_column("features", values)
+    return table.replace_schema_metadata({CARD: json.dumps(card, sort_keys=True)})

@@ -1,0 +1,154 @@
+"""Networks by name: built by a plugin, given weights, and known by a hash of them."""
+
+import hashlib
+import inspect
+import math
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from cytominer_tools.errors import InputError
+from deepprofile.registry import load
+
+GROUP = "deepprofile.networks"
+
+
+def build_network(
+    name: str,
+    *,
+    channels: int,
+    size: tuple[int, int],
+    classes: int | None = None,
+    weights: str | Path | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> keras.Model:
+    """Build the network that is installed or registered as `name`.
+
+    Parameters
+    ----------
+    name : str
+        Such as "small_cnn" or "efficientnet_b0"; `deepprofile models` lists them.
+    channels : int
+    size : (height, width) of a crop, px
+    classes : int, optional
+        Width of the logits; without it the model ends in the layer named `features`.
+    weights : None, "imagenet" or a file
+        None: untrained, see `initialize`. "imagenet": where the network offers it. A file: .keras, .weights.h5 or a
+        legacy .h5 / .hdf5.
+    seed : int
+        Of the untrained weights.
+    **options
+        Of that network.
+
+    Returns
+    -------
+    keras.Model
+        float32 (n, H, W, channels) in [0, 1] to float32 logits (n, classes) or features (n, d).
+
+    Raises
+    ------
+    InputError
+        Unknown name or option, or weights that cannot be had or do not fit.
+    """
+    build = load(GROUP, name)
+    if weights == "imagenet":
+        if "weights" not in inspect.signature(build).parameters:
+            raise InputError(f"{name} has no ImageNet weights; set profile.weights to a file, or leave it out")
+        options["weights"] = "imagenet"
+    try:
+        inspect.signature(build).bind(channels=channels, size=size, classes=classes, **options)
+    except TypeError as error:
+        raise InputError(f"{name}: {error}; `deepprofile models` lists its options") from None
+    model = build(channels=channels, size=size, classes=classes, **options)
+    if weights is None:
+        initialize(model, seed)
+    elif weights != "imagenet":
+        load_weights(model, Path(weights))
+    return model
+
+
+def initialize(model: keras.Model, seed: int) -> None:
+    """Draw every kernel anew with numpy, so that untrained weights are the same on every backend and machine.
+
+    Normal with variance 2 / fan-in (He et al. 2015, arXiv:1502.01852), fan-in of a depthwise kernel without its
+    channels; vectors (biases, normalisation) stay as built.
+    """
+    for number, layer in enumerate(model.layers):
+        rng = np.random.default_rng([seed, number])
+        depthwise = isinstance(layer, keras.layers.DepthwiseConv2D)
+        for variable in layer.trainable_weights:
+            if len(variable.shape) > 1:
+                fan = math.prod(variable.shape[:2] if depthwise else variable.shape[:-1])
+                variable.assign(rng.normal(0, math.sqrt(2 / fan), variable.shape).astype("float32"))
+
+
+def load_weights(model: keras.Model, path: Path) -> None:
+    """Fill `model` from a file; nothing in the file is executed.
+
+    A .keras file and a legacy .h5 or .hdf5 file are matched by layer name, a .weights.h5 file by structure. Every
+    layer but a head named `logits` must be found with its shape.
+
+    Raises
+    ------
+    InputError
+        No such file, not readable, or layers that it lacks or holds in another shape.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such weights file; profile.weights is none, imagenet or a file")
+    try:
+        if path.suffix == ".keras":
+            donor = keras.saving.load_model(path, compile=False, safe_mode=True)
+            _copy_by_name(model, donor, path)
+        elif path.name.endswith(".weights.h5"):
+            model.load_weights(path)
+        elif path.suffix in (".h5", ".hdf5"):
+            _load_legacy(model, path)
+        else:
+            raise InputError(f"{path}: expected a .keras, .weights.h5, .h5 or .hdf5 file")
+    except (ValueError, KeyError, OSError, TypeError) as error:
+        if isinstance(error, InputError):
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"{path}: does not fit {model.name}: {reason}; check profile.network and channels") from error
+
+
+def weights_hash(model: keras.Model) -> str:
+    """SHA-256 over shapes and float32 values of all weights in order; 16 hexadecimal digits."""
+    sha = hashlib.sha256()
+    for values in model.get_weights():
+        sha.update(repr(values.shape).encode())
+        sha.update(np.ascontiguousarray(values, np.float32).tobytes())
+    return sha.hexdigest()[:16]
+
+
+def _copy_by_name(model: keras.Model, donor: keras.Model, path: Path) -> None:
+    theirs = {layer.name: layer for layer in donor.layers}
+    lacking = []
+    for layer in model.layers:
+        if not layer.weights:
+            continue
+        values = theirs[layer.name].get_weights() if layer.name in theirs else []
+        if [v.shape for v in values] == [tuple(w.shape) for w in layer.weights]:
+            layer.set_weights(values)
+        elif layer.name != "logits":
+            lacking.append(layer.name)
+    if lacking:
+        raise InputError(
+            f"{path}: {len(lacking)} layer(s) of {model.name} are absent from it or differ in shape, first "
+            f"{lacking[0]!r}; check profile.network, its options and the number of channels"
+        )
+
+
+def _load_legacy(model: keras.Model, path: Path) -> None:
+    import h5py
+
+    with h5py.File(path, "r") as file:
+        group = file["model_weights"] if "model_weights" in file else file
+        known = {name.decode() if isinstance(name, bytes) else name for name in group.attrs["layer_names"]}
+    needed = [layer.name for layer in model.layers if layer.trainable_weights and layer.name != "logits"]
+    if lacking := [name for name in needed if name not in known]:
+        raise InputError(f"{path}: it lacks {len(lacking)} layer(s) of {model.name}, first {lacking[0]!r}")
+    model.load_weights(path, by_name=True)

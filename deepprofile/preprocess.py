@@ -1,0 +1,90 @@
+"""From an image to what a network sees: one object, the same in training and profiling, kept in the model card."""
+
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, Field, field_validator
+
+from deepprofile.crops import inside, interpolate_crops, slice_crops
+
+Normalize = Literal["plate_control", "minmax", "none"]
+
+
+class Crops(BaseModel, frozen=True, extra="forbid"):
+    """The `crops` section: how a cell is cut out and its intensity scaled; lengths in pixels of the full image."""
+
+    size: int = Field(128, ge=8, le=2048, multiple_of=2)
+    mode: Literal["slice", "interpolate"] = "slice"
+    border: Literal["zero", "reflect", "drop"] = "zero"
+    normalize: Normalize = "plate_control"
+    percentiles: tuple[float, float] = (0.1, 99.9)
+
+    @field_validator("percentiles")
+    @classmethod
+    def _rising(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 <= value[0] < value[1] <= 100:
+            raise ValueError("expected two rising numbers between 0 and 100")
+        return value
+
+
+class Preprocess(Crops, frozen=True):
+    """Everything that turns an image and cell centres into network input.
+
+    ``normalize`` is one of
+
+    - ``plate_control``: counts scaled so that the plate's low and high percentile, over its control wells where there
+      are any, become 0 and 1, and clipped; differences of intensity between wells stay;
+    - ``minmax``: each crop and channel from its own minimum to its own maximum, ``(x - min) / (max - min + 1e-7)``;
+      for compatibility with DeepProfiler 0.3.1, as absolute intensity is lost;
+    - ``none``: counts over the largest that their type holds (float images stay as they are).
+    """
+
+    channels: tuple[str, ...] = Field(min_length=1)
+
+    def keep(self, xy: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """Which cells are cut out: those with their centre, or with ``border="drop"`` their whole box, in the image.
+
+        xy : (n, 2) column and row, px; shape : (H, W, ...). Returns bool, shape (n,).
+        """
+        if self.border == "drop":
+            return inside(xy, self.size, shape)
+        return ((xy >= -0.5) & (xy < np.array([shape[1], shape[0]]) - 0.5)).all(axis=1)
+
+    def cut(self, image: np.ndarray, xy: np.ndarray) -> np.ndarray:
+        """Crops in counts.
+
+        image : (H, W, C) with the channels of this object; xy : (n, 2) column and row, px.
+        Returns (n, size, size, C), the image's type, or float32 where ``mode="interpolate"``.
+        """
+        return (slice_crops if self.mode == "slice" else interpolate_crops)(image, xy, self.size, self.border)
+
+    def scale(self, crops: np.ndarray, levels: np.ndarray | None, image_type: np.dtype) -> np.ndarray:
+        """Network input from crops in counts.
+
+        Parameters
+        ----------
+        crops : array, shape (n, size, size, C)
+        levels : float array, shape (2, C), or None
+            Low and high count of the plate by channel, for ``plate_control``.
+        image_type : dtype
+            Of the image that the crops come from, for ``none``.
+
+        Returns
+        -------
+        float32 array, shape (n, size, size, C)
+            In [0, 1], but for float images with ``none``.
+        """
+        scaled = crops.astype(np.float32)
+        if self.normalize == "minmax":
+            low = scaled.min(axis=(1, 2), keepdims=True)
+            scaled -= low
+            scaled /= scaled.max(axis=(1, 2), keepdims=True) + np.float32(1e-7)
+        elif self.normalize == "plate_control":
+            assert levels is not None, "plate_control needs the plate's levels"
+            low, high = np.asarray(levels, np.float32)
+            scaled -= low
+            scaled /= np.maximum(high - low, np.finfo(np.float32).tiny)
+            np.clip(scaled, 0, 1, out=scaled)
+        elif np.issubdtype(image_type, np.integer):
+            scaled /= np.float32(np.iinfo(image_type).max)
+        return scaled

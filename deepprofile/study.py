@@ -1,0 +1,198 @@
+"""A study: a folder with study.yaml, read once, frozen; everything else in the folder is derived from it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from cytominer_tools.columns import PLATE, WELL
+from cytominer_tools.errors import InputError
+from cytominer_tools.files import locked, safe_name, sweep
+from deepprofile.preprocess import Crops, Preprocess
+from deepprofile.yaml import read_yaml
+
+NAME = "study.yaml"
+STAGES = ("illumination", "locations", "features", "models", "profiles", "scores")  # folders that stages write to
+
+
+class Section(BaseModel, frozen=True, extra="forbid"):
+    """A part of study.yaml: frozen, and unknown keys are refused."""
+
+
+class Images(Section):
+    """The `images` section: where the sites and their images are listed."""
+
+    index: str | None = None  # a table with a row per site, relative to study.yaml
+    folder: str | None = None  # or a folder of images, with
+    pattern: str | None = None  # a regular expression with named groups plate, well (or row, col), site, channel
+    metadata: tuple[str, ...] = ()  # tables joined to the sites by plate and well, or well alone
+    root: str = "."  # the folder that relative image paths start from
+    size: tuple[int, int] | None = None  # height, width in px that every image must have
+    pixel_size_um: float | None = Field(None, gt=0)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "Images":
+        if (self.index is None) == (self.folder is None):
+            raise ValueError("give either index (a table with a row per site) or folder with pattern")
+        if (self.folder is None) != (self.pattern is None):
+            raise ValueError("folder and pattern go together")
+        return self
+
+
+class Columns(Section):
+    """The `columns` section: which index column holds what."""
+
+    treatment: str | None = None
+    compound: str | None = None
+    concentration: str | None = None
+    moa: str | None = None
+    batch: str | None = None
+
+
+class Locate(Section):
+    """The `locate` section: a locator plugin that finds the cells, or files that hold their centres."""
+
+    method: str = "nuclei"
+    channel: str | None = None  # the channel the locator sees; the first one by default
+    params: dict[str, Any] = {}
+    files: str | None = None  # instead: a CSV per site such as "{plate}/{well}-{site}-Nuclei.csv"
+    x: str | None = None  # its columns, where they have no usual name
+    y: str | None = None
+
+
+class ProfileModel(Section):
+    """The `profile` section: the network, its weights, and the layer that becomes the features."""
+
+    model: str | None = Field(None, min_length=1)  # its name in features/ and profiles/; by default network-weights
+    network: str = "efficientnet_b0"
+    weights: str | None = None  # none: untrained, drawn from the seed; imagenet; or a file
+    options: dict[str, Any] = {}  # passed on to the network
+    layer: str = "features"
+    batch: int = Field(64, ge=1, le=4096)  # cells a batch
+
+    @property
+    def name(self) -> str:
+        return safe_name(self.model or f"{self.network}-{Path(self.weights or 'untrained').stem}")
+
+
+class Profiles(Section):
+    """The `profiles` section: from cells to wells to treatments."""
+
+    recipe: Literal["deep"] = "deep"
+    by: tuple[str, ...] = (PLATE, WELL)
+    operation: Literal["median", "mean"] = "median"
+    fit: Literal["controls", "all"] = "controls"  # the wells that spherizing is fitted on
+    consensus: tuple[str, ...] = ()  # the columns of a treatment; treatment (or compound) and concentration by default
+
+
+class Scores(Section):
+    """The `scores` section: which profiles match, and what they are compared with."""
+
+    select: str | None = None  # a pandas query: the profiles that are scored
+    min_class_size: int = Field(2, ge=2)
+    labels: str | None = None  # the column by which treatments match; moa by default
+    replicates: str | None = None  # the column by which wells match; treatment (or compound) by default
+    exclude_same: tuple[str, ...] = ()  # wells that share one of these are not compared
+    baselines: tuple[Literal["permutation", "cell_count"], ...] = ("permutation", "cell_count")
+    permutations: int = Field(100, ge=1)
+
+
+class Study(Section):
+    """study.yaml as read by `read_study`, and the paths of what is derived from it."""
+
+    root: Path = Field(exclude=True)
+    images: Images
+    channels: dict[str, str] = Field(min_length=1)  # name -> index column, or value of the pattern's channel group
+    columns: Columns = Columns()
+    controls: str | None = None  # a pandas query that picks the control wells
+    seed: int = Field(0, ge=0)
+    locate: Locate = Locate()
+    crops: Crops = Crops()
+    profile: ProfileModel = ProfileModel()
+    profiles: Profiles = Profiles()
+    scores: Scores = Scores()
+
+    @model_validator(mode="after")
+    def _known_channel(self) -> "Study":
+        if self.locate.channel is not None and self.locate.channel not in self.channels:
+            raise ValueError(f"locate.channel: {self.locate.channel!r} is not one of {', '.join(self.channels)}")
+        return self
+
+    @property
+    def image_root(self) -> Path:
+        return self.path(self.images.root if self.images.folder is None else self.images.folder)
+
+    @property
+    def preprocess(self) -> Preprocess:
+        return Preprocess(channels=tuple(self.channels), **self.crops.model_dump())
+
+    @property
+    def treatment(self) -> str | None:
+        """The column that names what a well was treated with."""
+        return self.columns.treatment or self.columns.compound
+
+    @property
+    def consensus(self) -> tuple[str, ...]:
+        """The columns whose values together name one treatment."""
+        return self.profiles.consensus or tuple(
+            name for name in (self.treatment, self.columns.concentration) if name is not None
+        )
+
+    @property
+    def features(self) -> Path:
+        return self.root / "features" / self.profile.name
+
+    @property
+    def profiles_folder(self) -> Path:
+        return self.root / "profiles" / self.profile.name / self.profiles.recipe
+
+    @property
+    def scores_folder(self) -> Path:
+        return self.root / "scores" / self.profile.name / self.profiles.recipe
+
+    def path(self, name: str) -> Path:
+        """`name`, relative to study.yaml unless it is absolute."""
+        return (self.root / name).resolve()
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold the study for this process and clear away what a killed one left half-written."""
+        with locked(self.root):
+            for folder in STAGES:
+                sweep(self.root / folder)
+            yield
+
+
+def read_study(path: str | Path) -> Study:
+    """Read the study.yaml at `path`, a file or its folder.
+
+    Raises
+    ------
+    InputError
+        No such file, or one that lists every key that is unknown or wrong, with its place.
+    """
+    path = Path(path)
+    path = (path / NAME if path.is_dir() or path.suffix not in (".yaml", ".yml") else path).resolve()
+    found = read_yaml(path)
+    if "root" in found:
+        raise InputError(f"{path}: unknown key root; image paths start from images.root")
+    try:
+        return Study(root=path.parent, **found)
+    except ValidationError as bad:
+        rows = [f"{_place(e['loc'])}: {_words(e)}" for e in bad.errors()]
+        raise InputError("\n  ".join([f"{path} has {len(rows)} problem(s)", *rows])) from None
+
+
+def _place(loc: tuple[int | str, ...]) -> str:
+    return ".".join(map(str, loc)) or "the file"
+
+
+def _words(error: Any) -> str:
+    if error["type"] == "extra_forbidden":
+        return "unknown key; look for a slip of the pen, or remove it"
+    if error["type"] == "missing":
+        return "is missing"
+    text = error["msg"].removeprefix("Value error, ")
+    return text if error["type"] == "value_error" else f"{text}, got {str(error['input'])[:60]!r}"

@@ -1,0 +1,111 @@
+"""What every stage shares: reading ahead, progress, and what it says at its end."""
+
+import logging
+import os
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from queue import Full, Queue
+from typing import TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+log = logging.getLogger("deepprofile")
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a stage did: counts of parts, and every input it left out as (what, why)."""
+
+    stage: str
+    made: int
+    kept: int  # parts that were current
+    rows: int
+    unit: str  # of a row
+    skipped: tuple[tuple[str, str], ...] = ()
+
+    def __str__(self) -> str:
+        parts = f"{self.made} made, {self.kept} current" if self.kept else f"{self.made} made"
+        left = f"; {len(self.skipped)} site(s) left out" if self.skipped else ""
+        return f"{self.stage}: {self.rows:,} {self.unit} ({parts}){left}"
+
+
+def workers() -> int:
+    """Threads that read and decode: one a core that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def map_ahead(function: Callable[[T], R], items: Iterable[T], ahead: int) -> Iterator[R]:
+    """`function` of each item, in order, computed in threads at most `ahead` items before it is asked for."""
+    pool = ThreadPoolExecutor(workers())
+    waiting: deque[Future[R]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def in_background(items: Iterable[T], ahead: int) -> Iterator[T]:
+    """The same items, made by one thread that stays at most `ahead` of them in front."""
+    queue: Queue[tuple[bool, T | BaseException | None]] = Queue(ahead)
+    stop = threading.Event()
+
+    def put(item: tuple[bool, T | BaseException | None]) -> None:
+        while not stop.is_set():
+            try:
+                return queue.put(item, timeout=0.1)
+            except Full:
+                continue
+
+    def produce() -> None:
+        try:
+            for item in items:
+                if stop.is_set():
+                    return
+                put((True, item))
+            put((False, None))
+        except BaseException as error:
+            put((False, error))
+        finally:
+            if hasattr(items, "close"):
+                items.close()
+
+    thread = threading.Thread(target=produce, daemon=True)
+    thread.start()
+    try:
+        while True:
+            more, item = queue.get()
+            if more:
+                yield item  # type: ignore[misc]
+            elif item is None:
+                return
+            else:
+                raise item  # type: ignore[misc]
+    finally:
+        stop.set()
+        thread.join()
+
+
+@contextmanager
+def progress(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+    """A bar on standard error, counting `unit`, for as long as it is a terminal; yields a function that adds to it."""
+    if not sys.stderr.isatty() or not total:
+        yield lambda n: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task(what, total=total)
+        yield lambda n: bars.advance(task, n)
