@@ -1,4 +1,4 @@
-"""The one error that its reader can mend."""
+"""The one error that its reader can mend, and the one warning about profiles."""
 
 
 class InputError(ValueError):
@@ -6,3 +6,7 @@ class InputError(ValueError):
 
     The command line prints the message alone and exits with 2. Any other exception is a bug and keeps its traceback.
     """
+
+
+class ProfileWarning(UserWarning):
+    """The result is defined but may mislead; the message says why and what to do."""

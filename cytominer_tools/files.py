@@ -14,6 +14,8 @@ from cytominer_tools.errors import InputError
 # what a killed process leaves behind; uuid4().hex is 32 digits, so nothing a user names looks like it
 LEFTOVER = re.compile(r"^\.[0-9a-f]{32}\.")
 
+_held: set[Path] = set()  # locks of this process
+
 _REASONS = {
     errno.ENOSPC: "the disk is full; free some space",
     errno.EDQUOT: "the disk quota is used up; free some space",
@@ -102,14 +104,17 @@ def sweep(folder: Path) -> int:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold `folder` for this process; the system lets go of it when the process ends, however it ends.
+    """Hold `folder` for this process, as often as it asks; the system lets go of it however the process ends.
 
     Raises
     ------
     InputError
         Another process holds it.
     """
-    path = Path(folder) / ".lock"
+    path = Path(folder).resolve() / ".lock"
+    if path in _held:
+        yield
+        return
     with _told(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a+")
@@ -123,7 +128,11 @@ def locked(folder: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(f"process {os.getpid()}")
         file.flush()
-        yield
+        _held.add(path)
+        try:
+            yield
+        finally:
+            _held.discard(path)
 
 
 def safe_name(name: str) -> str:

@@ -224,8 +224,7 @@ def _joined(table: pd.DataFrame, path: Path) -> pd.DataFrame:
 
 def _absent(study: Study, table: pd.DataFrame, place: str) -> list[Problem]:
     named = {f"columns.{key}": name for key, name in study.columns.model_dump().items() if name is not None}
-    for key in ("by", "consensus"):
-        named |= {f"profiles.{key}.{i}": name for i, name in enumerate(getattr(study.profiles, key))}
+    named |= {f"profiles.consensus.{i}": name for i, name in enumerate(study.profiles.consensus)}
     named |= {f"scores.{k}": v for k in ("labels", "replicates") if (v := getattr(study.scores, k)) is not None}
     named |= {f"scores.exclude_same.{i}": name for i, name in enumerate(study.scores.exclude_same)}
     have = metadata_columns(table)

@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from cytominer_tools.columns import PLATE, WELL
 from cytominer_tools.errors import InputError
 from cytominer_tools.files import locked, safe_name, sweep
 from deepprofile.preprocess import Crops, Preprocess
@@ -65,7 +64,7 @@ class Locate(Section):
 class ProfileModel(Section):
     """The `profile` section: the network, its weights, and the layer that becomes the features."""
 
-    model: str | None = Field(None, min_length=1)  # its name in features/ and profiles/; by default network-weights
+    model: str | None = Field(None, min_length=1)  # its name in features/ and profiles/; by default network_weights
     network: str = "efficientnet_b0"
     weights: str | None = None  # none: untrained, drawn from the seed; imagenet; or a file
     options: dict[str, Any] = {}  # passed on to the network
@@ -74,14 +73,13 @@ class ProfileModel(Section):
 
     @property
     def name(self) -> str:
-        return safe_name(self.model or f"{self.network}-{Path(self.weights or 'untrained').stem}")
+        return safe_name(self.model or f"{self.network}_{Path(self.weights or 'untrained').stem}")
 
 
 class Profiles(Section):
     """The `profiles` section: from cells to wells to treatments."""
 
     recipe: Literal["deep"] = "deep"
-    by: tuple[str, ...] = (PLATE, WELL)
     operation: Literal["median", "mean"] = "median"
     fit: Literal["controls", "all"] = "controls"  # the wells that spherizing is fitted on
     consensus: tuple[str, ...] = ()  # the columns of a treatment; treatment (or compound) and concentration by default
@@ -95,7 +93,7 @@ class Scores(Section):
     labels: str | None = None  # the column by which treatments match; moa by default
     replicates: str | None = None  # the column by which wells match; treatment (or compound) by default
     exclude_same: tuple[str, ...] = ()  # wells that share one of these are not compared
-    baselines: tuple[Literal["permutation", "cell_count"], ...] = ("permutation", "cell_count")
+    baselines: tuple[Literal["permutation", "cell_count", "untrained"], ...] = ("permutation", "cell_count")
     permutations: int = Field(100, ge=1)
 
 
@@ -139,6 +137,14 @@ class Study(Section):
         return self.profiles.consensus or tuple(
             name for name in (self.treatment, self.columns.concentration) if name is not None
         )
+
+    @property
+    def untrained(self) -> "Study | None":
+        """The same study with the untrained weights of its network, where the scores ask for that baseline."""
+        if "untrained" not in self.scores.baselines or self.profile.weights is None:
+            return None
+        twin = self.profile.model_copy(update={"weights": None, "model": f"{self.profile.name}_untrained"})
+        return self.model_copy(update={"profile": twin})
 
     @property
     def features(self) -> Path:

@@ -1,0 +1,35 @@
+"""All stages, from images to scores; what is current is left alone."""
+
+from collections.abc import Callable, Iterator
+
+from deepprofile.features import profile_cells
+from deepprofile.index import load_index, write_index
+from deepprofile.intensities import measure_intensities
+from deepprofile.locations import locate_cells
+from deepprofile.profiles import aggregate_wells, consensus_profiles, score_profiles, spherize_wells
+from deepprofile.study import Study
+from deepprofile.work import Done
+
+
+def run_study(study: Study, *, strict: bool = False) -> Iterator[Done]:
+    """Make everything that study.yaml asks for, yielding what each stage did when it ends.
+
+    Killed at any moment and called again, it ends with the same files as an undisturbed run.
+
+    Raises
+    ------
+    InputError
+        The first thing that its owner can mend; with `strict`, also a site that cannot be read.
+    """
+    with study.writing():
+        write_index(study, load_index(study))
+        if study.crops.normalize == "plate_control":
+            yield measure_intensities(study, strict=strict)
+        yield locate_cells(study, strict=strict)
+        twins = [study.untrained, study] if study.untrained else [study]
+        for twin in twins:
+            yield profile_cells(twin, strict=strict)
+            steps: tuple[Callable[[Study], Done], ...] = (aggregate_wells, spherize_wells, consensus_profiles)
+            for step in steps:
+                yield step(twin)
+        yield score_profiles(study)

@@ -1,0 +1,238 @@
+"""From single cells to well profiles, spherized wells, treatments and scores: the stages after the network."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from cytominer_tools.arrays import group_mean, group_median
+from cytominer_tools.columns import CELL, COUNT, METADATA, PLATE, WELL, metadata_columns
+from cytominer_tools.errors import InputError
+from cytominer_tools.files import atomic_path
+from cytominer_tools.frames import consensus, spherize
+from cytominer_tools.manifest import Manifest, digest
+from cytominer_tools.queries import select
+from cytominer_tools.tables import read_table, write_table
+from deepprofile.features import STAGE as FEATURES
+from deepprofile.features import plate_features
+from deepprofile.index import constant_metadata, load_index, sites_by_well
+from deepprofile.study import Study
+from deepprofile.work import Done, log
+
+WELLS, NORMALIZED, CONSENSUS = "wells.parquet", "normalized.parquet", "consensus.parquet"
+
+
+def aggregate_wells(study: Study) -> Done:
+    """Write wells.parquet (level 3): the median (or mean) over the cells of each well, with the well's metadata.
+
+    Metadata_Count is the number of cells. A well without cells has no row and is reported.
+
+    Raises
+    ------
+    InputError
+        The features of a well are not made, or no well has a cell.
+    """
+    index = load_index(study)
+    plates = index[PLATE].unique()
+    tables = {plate: plate_features(study, plate) for plate in plates}
+    for plate, table in tables.items():
+        table.manifest.require(sites_by_well(index, plate), table.manifest.settings, "deepprofile profile")
+    by = [PLATE, WELL]
+    metadata = index.groupby(by, sort=True)[constant_metadata(index, by)].first().reset_index()
+    parts = {plate: {well: p.key for well, p in table.manifest.parts.items()} for plate, table in tables.items()}
+    inputs = [parts, study.profiles.operation, metadata.to_json()]
+    reduce = group_median if study.profiles.operation == "median" else group_mean
+
+    def make() -> tuple[pd.DataFrame, list[tuple[str, str]]]:
+        rows, keys, empty = [], [], []
+        for plate, table in tables.items():
+            for well in sorted(table.manifest.parts):
+                cells = table.read(well, ["features"])["features"].combine_chunks()
+                values = np.asarray(cells.flatten()).reshape(len(cells), -1)
+                if len(cells):
+                    rows.append(reduce(values, np.zeros(len(values), np.int64))[0])
+                    keys.append((plate, well, len(values)))
+                else:
+                    empty.append((f"{plate} {well}", "no cells"))
+        if not rows:
+            raise InputError(f"{study.features}: no well has a cell; look at the locations and at crops.border")
+        names = [f"{study.profile.name}_{i}" for i in range(len(rows[0]))]
+        wells = pd.DataFrame(keys, columns=[PLATE, WELL, COUNT]).merge(metadata, on=by, how="left", validate="1:1")
+        return pd.concat([wells, pd.DataFrame(np.stack(rows), columns=names)], axis=1), empty
+
+    return _write(study, "aggregate", WELLS, inputs, make, "wells")
+
+
+def spherize_wells(study: Study) -> Done:
+    """Write normalized.parquet (level 4a): wells spherized over all plates at once, fitted on the control wells.
+
+    Features in which the controls do not vary are dropped first. See `cytominer_tools.spherize`.
+
+    Raises
+    ------
+    InputError
+        There are no wells, or fewer than two to fit on.
+    """
+    manifest, wells = _read(study, WELLS, "deepprofile aggregate")
+
+    def make() -> tuple[pd.DataFrame, list[tuple[str, str]]]:
+        result = spherize(wells, control=_fitted_on(study, wells), features=_features(wells))
+        if result.dropped:
+            log.info("spherize: %d features without variance among the controls are dropped", len(result.dropped))
+        return result.profiles, []
+
+    inputs = [manifest.parts[WELLS].key, study.controls, study.profiles.fit]
+    return _write(study, "spherize", NORMALIZED, inputs, make, "wells")
+
+
+def consensus_profiles(study: Study) -> Done:
+    """Write consensus.parquet (level 5): the median over the wells of each treatment and concentration.
+
+    Metadata that is the same in every well of a treatment is kept; Metadata_Count is the mean of its wells.
+
+    Raises
+    ------
+    InputError
+        There are no spherized wells, or no column says what a treatment is.
+    """
+    manifest, wells = _read(study, NORMALIZED, "deepprofile spherize")
+    by = list(study.consensus)
+    if not by:
+        raise InputError("study.yaml: no column says what a treatment is; set columns.treatment or columns.compound")
+
+    def make() -> tuple[pd.DataFrame, list[tuple[str, str]]]:
+        keep = [name for name in constant_metadata(wells, by) if name not in (PLATE, WELL, COUNT)]
+        profiles = consensus(wells, by, features=_features(wells), keep=keep)
+        counts = wells.groupby(by, dropna=False, sort=True, observed=True)[COUNT].mean().to_numpy()
+        profiles.insert(len(by) + len(keep), COUNT, counts)
+        return profiles, []
+
+    return _write(study, "consensus", CONSENSUS, [manifest.parts[NORMALIZED].key, by], make, "treatments")
+
+
+def score_profiles(study: Study) -> Done:
+    """Write scores.csv, scores.json, selection.csv, queries_*.csv and two figures to scores/MODEL/RECIPE/.
+
+    Wells by `scores.replicates` (the treatment by default) and treatments by `scores.labels` (the MOA), each score
+    beside its baselines on the same rows.
+
+    Raises
+    ------
+    InputError
+        There are no profiles, or neither kind of label is named.
+    """
+    from evaluation.figures import score_figure, similarity_figure
+
+    manifest, treatments = _read(study, CONSENSUS, "deepprofile consensus")
+    wells = read_table(study.profiles_folder / NORMALIZED)
+    twin = study.untrained
+    twin_keys = [_read(twin, CONSENSUS, "deepprofile run")[0].parts[CONSENSUS].key] if twin else []
+    folder = study.scores_folder
+    done = Manifest.read(folder, "scores")
+    levels = [
+        ("replicates", wells, study.scores.replicates or study.treatment, study.scores.exclude_same, PLATE),
+        ("treatments", treatments, study.scores.labels or study.columns.moa, (), None),
+    ]
+    levels = [level for level in levels if level[2] is not None]
+    if not levels:
+        raise InputError("study.yaml: nothing says which profiles match; set columns.treatment or columns.moa")
+    settings = [study.scores.model_dump(mode="json"), [level[2] for level in levels], study.seed]
+    key = done.key([manifest.parts[CONSENSUS].key, twin_keys, settings])
+    if done.is_current("scores.csv", key):
+        return Done("score", 0, 1, done.parts["scores.csv"].rows, "scores")
+    tables, selections = [], []
+    with study.writing():
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, profiles, label, exclude, within in levels:
+            found = _score(study, profiles, str(label), exclude, within)
+            if twin:
+                other = read_table(twin.profiles_folder / (NORMALIZED if name == "replicates" else CONSENSUS))
+                untrained = _score(twin, other, str(label), exclude, within)
+                found.table["untrained"] = untrained.table["value"]
+            tables.append(found.table.assign(profiles=name))
+            selections.append(found.selection.assign(profiles=name))
+            write_table(found.queries, folder / f"queries_{name}.csv")
+        table = _first("profiles", pd.concat(tables, ignore_index=True))
+        write_table(_first("profiles", pd.concat(selections, ignore_index=True)), folder / "selection.csv")
+        with atomic_path(folder / "scores.json") as path:
+            path.write_text(table.to_json(orient="records", indent=1) + "\n", "utf-8")
+        names = [f"{row.profiles}, {row.labels.removeprefix(METADATA)}" for row in table.itertuples()]
+        _save(score_figure(table, names=names), folder / "scores.png")
+        _save(similarity_figure(wells, str(levels[0][2]), _features(wells)), folder / "similarity.png")
+        write_table(table, folder / "scores.csv")
+        done.record("scores.csv", key, "scores.csv", len(table))
+    return Done("score", 1, 0, len(table), "scores")
+
+
+def _score(study: Study, profiles: pd.DataFrame, label: str, exclude: tuple[str, ...], within: str | None) -> Any:
+    from evaluation.scores import score
+
+    chosen = study.scores
+    return score(
+        profiles,
+        labels=label,
+        features=_features(profiles),
+        exclude_same=exclude,
+        select=chosen.select,
+        min_class_size=chosen.min_class_size,
+        permutations=chosen.permutations,
+        permute_within=within,
+        baselines=[name for name in chosen.baselines if name != "untrained"],
+        seed=study.seed,
+    )
+
+
+def _features(profiles: pd.DataFrame) -> list[str]:
+    return [name for name in map(str, profiles.columns) if not name.startswith(METADATA)]
+
+
+def _fitted_on(study: Study, wells: pd.DataFrame) -> pd.Series:
+    if study.profiles.fit == "all":
+        return pd.Series(True, index=wells.index, name="profiles.fit")
+    if study.controls is None:
+        raise InputError(
+            "study.yaml names no controls to spherize by; set controls to a query such as "
+            "\"Metadata_Compound == 'DMSO'\", or profiles.fit to all"
+        )
+    control = select(wells, study.controls).rename("controls")
+    if not control.any():
+        raise InputError(f"no well is a control by {study.controls!r}; mend controls, or set profiles.fit to all")
+    return control
+
+
+def _read(study: Study, name: str, command: str) -> tuple[Manifest, pd.DataFrame]:
+    manifest = Manifest.read(study.profiles_folder, "profiles")
+    manifest.require([name], {}, command)
+    return manifest, read_table(manifest.folder / name)
+
+
+def _write(
+    study: Study,
+    stage: str,
+    name: str,
+    inputs: Any,
+    make: Callable[[], tuple[pd.DataFrame, list[tuple[str, str]]]],
+    unit: str,
+) -> Done:
+    manifest = Manifest.read(study.profiles_folder, "profiles")
+    key = digest(inputs)
+    current = manifest.is_current(name, key)
+    if not current:
+        with study.writing():
+            table, skipped = make()
+            write_table(table, manifest.folder / name)
+            manifest.record(name, key, name, len(table), skipped)
+    part = manifest.parts[name]
+    return Done(stage, int(not current), int(current), part.rows, unit, part.skipped)
+
+
+def _first(name: str, table: pd.DataFrame) -> pd.DataFrame:
+    return table[[name, *(c for c in table.columns if c != name)]]
+
+
+def _save(figure: Any, path: Path) -> None:
+    with atomic_path(path) as part:
+        figure.savefig(part, dpi=150, metadata={"Software": None})  # no version, so that equal figures are equal files

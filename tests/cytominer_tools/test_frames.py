@@ -1,0 +1,254 @@
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cytominer_tools import aggregate, consensus, spherize
+from cytominer_tools.errors import InputError, ProfileWarning
+
+DATA = Path(os.environ.get("DEEPPROFILE_DATA", Path(__file__).parents[3] / "shared" / "data"))
+needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"no data at {DATA}; set DEEPPROFILE_DATA")
+
+
+def cells():
+    return pd.DataFrame(
+        {
+            "Metadata_Plate": ["p2", "p1", "p1", "p1", "p2"],
+            "Metadata_Well": ["A01", "A02", "A01", "A02", "A01"],
+            "Metadata_Compound": ["dmso", "taxol", "dmso", "taxol", "dmso"],
+            "Metadata_Site": ["1", "1", "1", "2", "2"],
+            "f_1": np.array([1, 2, 3, 4, 6], dtype="float32"),
+            "f_0": np.array([0, 1, 0, 1, 1], dtype="float32"),
+        }
+    )
+
+
+def wells(n=60, d=8, seed=0):
+    rng = np.random.default_rng(seed)
+    table = pd.DataFrame(rng.normal(size=(n, d)) @ rng.normal(size=(d, d)), columns=[f"net_{i}" for i in range(d)])
+    table.insert(0, "Metadata_Plate", "p1")
+    table["Metadata_Compound"] = np.where(np.arange(n) % 2, "dmso", "taxol")
+    table["note"] = "text"
+    return table.set_index(np.arange(n)[::-1] * 10)
+
+
+# --- aggregate and consensus. golden: five cells, worked out on paper
+def test_wells_of_five_cells():
+    result = aggregate(cells())
+    expected = pd.DataFrame(
+        {
+            "Metadata_Plate": ["p1", "p1", "p2"],
+            "Metadata_Well": ["A01", "A02", "A01"],
+            "f_1": np.array([3, 3, 3.5], dtype="float32"),
+            "f_0": np.array([0, 1, 0.5], dtype="float32"),
+        }
+    )
+    pd.testing.assert_frame_equal(result, expected)
+
+
+def test_keep_carries_what_is_constant():
+    result = aggregate(cells(), keep=["Metadata_Compound"])
+    assert list(result.columns) == ["Metadata_Plate", "Metadata_Well", "Metadata_Compound", "f_1", "f_0"]
+    assert list(result["Metadata_Compound"]) == ["dmso", "taxol", "dmso"]
+
+
+@pytest.mark.parametrize("other", ["taxol", None])
+def test_keep_names_the_column_and_the_group_that_differ(other):
+    table = cells()
+    table.loc[4, "Metadata_Compound"] = other
+    words = "Metadata_Compound is not constant in the group Metadata_Plate=p2, Metadata_Well=A01: .*'dmso'"
+    with pytest.raises(InputError, match=words):
+        aggregate(table, keep=["Metadata_Compound"])
+
+
+def test_keep_takes_a_group_without_a_value():
+    table = cells()
+    table.loc[[0, 4], "Metadata_Compound"] = None
+    assert aggregate(table, keep=["Metadata_Compound"])["Metadata_Compound"].isna().tolist() == [False, False, True]
+
+
+def test_missing_keys_are_a_group_and_come_last():
+    table = cells()
+    table.loc[[1, 3], "Metadata_Compound"] = None
+    result = consensus(table, ["Metadata_Compound"])
+    assert result["Metadata_Compound"].isna().tolist() == [False, True]
+    assert result["f_1"].tolist() == [3, 3]
+
+
+def test_missing_features_are_skipped_as_pycytominer_does():
+    table = cells()
+    table.loc[[0, 1, 3], "f_1"] = np.nan
+    for operation in ("median", "mean"):
+        result = aggregate(table, operation=operation)
+        np.testing.assert_array_equal(result["f_1"], [3, np.nan, 6])
+        np.testing.assert_array_equal(result["f_0"], [0, 1, 0.5])
+
+
+def test_numbers_as_objects_and_object_numbers():
+    table = cells().assign(f_1=[1, 2.0, None, 4, 6], ObjectNumber=range(5))
+    table["f_1"] = table["f_1"].astype(object)
+    result = aggregate(table, ["Metadata_Plate"], features=["f_1"])
+    assert result["f_1"].tolist() == [3, 3.5]
+    assert list(aggregate(table, "Metadata_Plate").columns) == ["Metadata_Plate", "f_0"]
+
+
+def test_the_table_is_left_alone():
+    table = cells()
+    aggregate(table)
+    pd.testing.assert_frame_equal(table, cells())
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"strata": []}, "strata is empty"),
+        ({"strata": ["Plate"]}, "no column 'Plate'; it has Metadata_Plate"),
+        ({"keep": ["Metadata_moa"]}, "no column 'Metadata_moa'"),
+        ({"operation": "modz"}, "operation='modz': expected one of median, mean"),
+        ({"features": ["Metadata_Well", "f_1"]}, "both a feature and a key: Metadata_Well"),
+        ({"features": ["Metadata_Compound"]}, "feature Metadata_Compound: expected numbers"),
+    ],
+)
+def test_aggregate_refuses(options, words):
+    with pytest.raises(InputError, match=words):
+        aggregate(cells(), **options)
+
+
+# --- parity: pycytominer 1.7.1 on a LINCS plate (shared/reference/cytominer.md, P1, P2, P6)
+@pytest.fixture(scope="module")
+def lincs():
+    return pd.read_csv(DATA / "lincs_plate_SQ00015054" / "SQ00015054_normalized_feature_select.csv.gz")
+
+
+@pytest.mark.data
+@needs_data
+@pytest.mark.parametrize(
+    ("operation", "total", "absolute", "norm", "dmso"),
+    [
+        ("median", -157.2007737495, 23599.3322129195, 303.21817724206187, 0.32613),
+        ("mean", 36.28073904750008, 24508.16582545133, 298.84663415383187, 0.042620083333333336),
+    ],
+)
+def test_aggregate_matches_pycytominer(lincs, operation, total, absolute, norm, dmso):
+    result = aggregate(lincs, ["Metadata_broad_sample"], operation=operation)
+    assert result.shape == (59, 455)
+    x = result.drop(columns="Metadata_broad_sample").to_numpy()
+    np.testing.assert_allclose([x.sum(), np.abs(x).sum(), np.linalg.norm(x)], [total, absolute, norm], rtol=1e-9)
+    row = result[result["Metadata_broad_sample"] == "DMSO"]
+    assert row["Cells_AreaShape_Compactness"].item() == pytest.approx(dmso, rel=1e-9)
+
+
+@pytest.mark.data
+@needs_data
+def test_groups_without_a_moa_stay(lincs):
+    result = aggregate(lincs, ["Metadata_broad_sample", "Metadata_moa"])
+    assert len(result) == 59
+    assert result["Metadata_moa"].isna().sum() == 4
+
+
+@pytest.mark.data
+@needs_data
+@pytest.mark.parametrize(("operation", "total"), [("median", -2192.650693525), ("mean", -2139.046204794168)])
+def test_consensus_matches_pycytominer(lincs, operation, total):
+    result = consensus(lincs, ["Metadata_broad_sample", "Metadata_mg_per_ml"], operation)
+    assert len(result) == 339
+    assert result.iloc[:, 2:].to_numpy().sum() == pytest.approx(total, rel=1e-9)
+
+
+# --- spherize
+def test_rows_columns_and_names_stay():
+    table = wells()
+    result = spherize(table, control=table["Metadata_Compound"] == "dmso").profiles
+    assert list(result.columns) == list(table.columns)
+    assert result.index.equals(table.index)
+    others = ["Metadata_Plate", "Metadata_Compound", "note"]
+    pd.testing.assert_frame_equal(result[others], table[others])
+
+
+def test_controls_become_white_and_float32_stays():
+    table = wells(400)
+    table = table.astype({f"net_{i}": "float32" for i in range(8)})
+    control = table["Metadata_Compound"] == "dmso"
+    result = spherize(table, control=control, ridge=1e-9).profiles.filter(like="net_")
+    np.testing.assert_allclose(np.cov(result[control].T), np.eye(8), atol=1e-4)
+    assert set(result.dtypes) == {np.dtype("float32")}
+
+
+def test_features_without_variance_on_controls_are_dropped():
+    table = wells()
+    control = table["Metadata_Compound"] == "dmso"
+    table.loc[control, "net_2"] = 0.1  # varies, but not among the controls
+    table["net_5"] = 7.0
+    result = spherize(table, control=control)
+    assert result.dropped == ["net_2", "net_5"]
+    assert list(result.profiles.columns) == [c for c in table.columns if c not in ("net_2", "net_5")]
+    without = spherize(table.drop(columns=["net_2", "net_5"]), control=control)
+    pd.testing.assert_frame_equal(result.profiles, without.profiles)
+    assert (without.dropped, without.transformer.n_controls_) == ([], 30)
+
+
+@pytest.mark.parametrize("gain", [1e-9, 1e9])
+def test_low_variance_does_not_depend_on_the_unit(gain):
+    table = wells()
+    table["net_3"] *= gain
+    assert spherize(table, control=table["Metadata_Compound"] == "dmso").dropped == []
+
+
+def test_missing_values_are_named():
+    table = wells()
+    table.iloc[3, 2], table.iloc[[3, 4], 4] = np.nan, np.inf
+    with pytest.raises(InputError, match=r"in 2 feature\(s\), 2 of 60 rows: net_1, net_3; drop"):
+        spherize(table, control=table["Metadata_Compound"] == "dmso")
+
+
+def test_controls_that_do_not_vary():
+    table = wells()
+    table.loc[table["Metadata_Compound"] == "dmso", [f"net_{i}" for i in range(8)]] = 1.5
+    with pytest.raises(InputError, match="none of 8 features varies among 30 control rows"):
+        spherize(table, control=table["Metadata_Compound"] == "dmso")
+
+
+def test_control_must_be_booleans_of_the_same_index():
+    table = wells()
+    with pytest.raises(InputError, match=r"Metadata_Compound: expected booleans, some True; got \['taxol', 'dmso'\]"):
+        spherize(table, control=table["Metadata_Compound"])
+    with pytest.raises(InputError, match="Metadata_Compound: expected booleans, some True"):
+        spherize(table, control=table["Metadata_Compound"] == "none")
+    with pytest.raises(InputError, match="its index is not that of the profiles"):
+        spherize(table, control=(table["Metadata_Compound"] == "dmso").reset_index(drop=True))
+
+
+def test_few_controls_warn():
+    table = wells()
+    control = pd.Series(np.arange(60) < 5, index=table.index, name="control")
+    with pytest.warns(ProfileWarning, match="5 control rows"):
+        spherize(table, control=control)
+
+
+# --- real wells: what the default ridge rests on (shared/reference/findings.md)
+def nsc_accuracy(profiles):
+    """Nearest neighbour by cosine, not of the same compound: how often it has the same MOA."""
+    x = profiles.drop(columns=[c for c in profiles.columns if c.startswith("Metadata_")]).to_numpy(dtype="float64")
+    x = x / np.linalg.norm(x, axis=1, keepdims=True)
+    compound, moa = profiles["Metadata_Compound"].to_numpy(), profiles["Metadata_moa"].to_numpy()
+    similarity = np.where(compound[:, None] == compound, -np.inf, x @ x.T)
+    return (moa[similarity.argmax(axis=1)] == moa).mean()
+
+
+@pytest.mark.data
+@needs_data
+@pytest.mark.parametrize(
+    ("ridge", "operation", "accuracy"), [(1.0, "mean", 0.932), (1.0, "median", 0.932), (1e-6, "mean", 0.845)]
+)
+def test_moa_accuracy_on_bbbc021(ridge, operation, accuracy):
+    table = pd.read_parquet(DATA / "bbbc021_profiles" / "bbbc021_wells_raw.parquet")
+    control = table["Metadata_Compound"] == "DMSO"
+    result = spherize(table, control=control, ridge=ridge)
+    treated = result.profiles[~control]
+    keys = ["Metadata_Compound", "Metadata_Concentration"]
+    treatments = consensus(treated, keys, operation, keep=["Metadata_moa"])
+    assert (len(table), control.sum(), len(treatments), len(result.dropped)) == (632, 330, 103, 0)
+    # one treatment of 103 is .0097; another BLAS may settle a near tie otherwise
+    assert nsc_accuracy(treatments) == pytest.approx(accuracy, abs=0.011)

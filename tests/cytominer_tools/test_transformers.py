@@ -1,0 +1,162 @@
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.base import clone
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from cytominer_tools.errors import InputError, ProfileWarning
+from cytominer_tools.transformers import Spherize
+
+
+def correlated(n, d, seed=0):
+    """Rows of a covariance with one strong axis, columns of different scale."""
+    rng = np.random.default_rng(seed)
+    mixing = np.random.default_rng(99).normal(size=(d, d)) / np.sqrt(d)
+    return 3 * rng.normal(size=(n, 1)) + rng.normal(size=(n, d)) @ mixing * np.linspace(1, 9, d) + np.arange(d)
+
+
+@pytest.mark.filterwarnings("ignore::cytominer_tools.errors.ProfileWarning")
+@parametrize_with_checks([Spherize(), Spherize(method="ZCA", ridge=1e-3)])
+def test_scikit_learn_contract(estimator, check):
+    check(estimator)
+
+
+# --- property: what spherizing is for
+@pytest.mark.parametrize("method", ["ZCA", "ZCA-cor"])
+@pytest.mark.parametrize("ridge", [0.0, 1e-12])
+def test_controls_become_white(method, ridge):
+    z = Spherize(method=method, ridge=ridge).fit_transform(correlated(200, 12))
+    np.testing.assert_allclose(np.cov(z.T), np.eye(12), atol=1e-6)
+    np.testing.assert_allclose(z.mean(axis=0), 0, atol=1e-9)
+
+
+def test_ridge_shrinks_each_axis_by_its_formula():
+    x = correlated(200, 12)
+    fitted = Spherize(ridge=0.5).fit(x)
+    expected = fitted.eigenvalues_ / (fitted.eigenvalues_ + 0.5 * fitted.eigenvalues_.mean())
+    values = np.linalg.eigvalsh(np.cov(fitted.transform(x).T))
+    np.testing.assert_allclose(np.sort(values), np.sort(expected))
+    assert fitted.eigenvalues_.mean() == pytest.approx(1)  # of a correlation matrix
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    st.lists(st.floats(0.01, 100), min_size=6, max_size=6),
+    st.lists(st.floats(-100, 100), min_size=6, max_size=6),
+    st.sampled_from([20, 4]),
+)
+@pytest.mark.filterwarnings("ignore::cytominer_tools.errors.ProfileWarning")
+def test_units_of_measure_cancel(gain, offset, n_controls):
+    x = correlated(40, 6)
+    control = np.arange(40) < n_controls
+    score = Spherize().fit_transform
+    np.testing.assert_allclose(score(x * gain + offset, control=control), score(x, control=control), atol=1e-7)
+
+
+@pytest.mark.parametrize("n_controls", [60, 20])
+def test_order_of_rows_and_features_does_not_matter(n_controls):
+    x, control = correlated(80, 30), np.arange(80) < n_controls
+    rng = np.random.default_rng(1)
+    rows, columns = rng.permutation(80), rng.permutation(30)
+    z = Spherize().fit_transform(x, control=control)
+    shuffled = Spherize().fit_transform(x[rows][:, columns], control=control[rows])
+    np.testing.assert_allclose(shuffled, z[rows][:, columns], atol=1e-9)
+
+
+def cosines(z):
+    z = z / np.linalg.norm(z, axis=1, keepdims=True)
+    return np.abs(z @ z.T)[~np.eye(len(z), dtype=bool)].mean()
+
+
+def test_held_out_controls_look_like_fitted_ones():
+    """thesis-protocol.md section 2: with more features than controls a tiny ridge makes rows that were not fitted a
+    thousand times longer and fitted ones uncorrelated by construction; ridge 1 does neither."""
+    x, control = correlated(160, 200), np.arange(160) < 80
+    longer, alike = {}, {}
+    for ridge in (1.0, 1e-6):
+        z = Spherize(ridge=ridge).fit_transform(x, control=control)
+        norms = np.linalg.norm(z, axis=1)
+        longer[ridge] = np.median(norms[~control]) / np.median(norms[control])
+        alike[ridge] = cosines(z[control]) / cosines(z[~control])
+    assert 1 <= longer[1.0] < 2
+    assert longer[1e-6] > 100
+    assert 1 / 3 < alike[1.0] < 3
+    assert alike[1e-6] < 1 / 5
+
+
+def test_unseen_directions_get_the_floor_and_no_more():
+    x, ridge = correlated(20, 50), 0.01
+    fitted = Spherize(method="ZCA", ridge=ridge).fit(x)
+    unseen = np.linalg.svd(x - x.mean(axis=0))[2][-1]  # a unit vector that no row has a part in
+    stretch = np.linalg.norm(fitted.transform(x[:1] + unseen) - fitted.transform(x[:1]))
+    assert stretch == pytest.approx(1 / np.sqrt(ridge * np.trace(np.cov(x.T)) / 50))
+    assert fitted.gains_.max() <= fitted.rest_gain_
+
+
+# --- parity: the textbook construction, d x d and eigh
+@pytest.mark.parametrize("method", ["ZCA", "ZCA-cor"])
+@pytest.mark.parametrize(("n", "d", "ridge"), [(100, 20, 1e-9), (100, 20, 1.0), (30, 45, 1e-2), (30, 45, 1.0)])
+def test_matches_the_full_matrix(method, n, d, ridge):
+    x, new = correlated(n, d), correlated(9, d, seed=5)
+    scale = x.std(axis=0, ddof=1) if method == "ZCA-cor" else np.ones(d)
+    covariance = np.cov((x / scale).T)
+    values, vectors = np.linalg.eigh(covariance + ridge * np.trace(covariance) / d * np.eye(d))
+    expected = ((new - x.mean(axis=0)) / scale) @ (vectors / np.sqrt(values)) @ vectors.T
+    result = Spherize(method=method, ridge=ridge).fit(x).transform(new)
+    np.testing.assert_allclose(result, expected, rtol=1e-6, atol=1e-6)
+
+
+# --- types and errors
+def test_float32_stays_float32_and_is_learnt_in_float64():
+    x = correlated(60, 8).astype("float32")
+    fitted = Spherize().fit(x)
+    assert fitted.transform(x).dtype == "float32"
+    assert {a.dtype.name for a in (fitted.mean_, fitted.scale_, fitted.axes_, fitted.gains_)} == {"float64"}
+    np.testing.assert_allclose(fitted.transform(x), Spherize().fit_transform(x.astype("float64")), atol=1e-5)
+
+
+def test_only_control_rows_are_learnt_from():
+    x, control = correlated(60, 8), np.arange(60) % 3 == 0
+    np.testing.assert_array_equal(Spherize().fit(x, control=control).axes_, Spherize().fit(x[control]).axes_)
+    assert Spherize().fit(x, control=pd.Series(control), batch=x, well=x).n_controls_ == 20
+
+
+@pytest.mark.parametrize(
+    ("parameters", "control", "words"),
+    [
+        ({}, np.arange(40) < 1, "n_samples=1 control rows: spherizing needs at least 2"),
+        ({}, np.ones(39, dtype=bool), r"expected 40 booleans, one a row; got bool of shape \(39,\)"),
+        ({}, np.ones(40), "expected 40 booleans, one a row; got float64"),
+        ({"method": "PCA"}, None, "method='PCA': expected one of ZCA, ZCA-cor"),
+        ({"ridge": -1}, None, "ridge=-1: expected a finite number of 0 or more"),
+        ({"ridge": 0}, np.arange(40) < 20, "span 19 of 30 directions"),
+    ],
+)
+def test_refuses(parameters, control, words):
+    with pytest.raises(InputError, match=words):
+        Spherize(**parameters).fit(correlated(40, 30), control=control)
+
+
+def test_features_constant_on_the_controls_are_named():
+    table = pd.DataFrame(correlated(40, 4), columns=["a", "b", "c", "d"])
+    table.loc[:19, ["b", "d"]] = 0.1
+    control = np.arange(40) < 20
+    with pytest.raises(InputError, match=r"20 control rows in 2 feature\(s\): b, d; drop them first"):
+        Spherize().fit(table, control=control)
+    assert np.isfinite(Spherize(method="ZCA").fit(table, control=control).transform(table)).all()
+
+
+def test_few_controls_warn_in_one_line():
+    with pytest.warns(ProfileWarning, match=r"^[^\n]*15 control rows; under 16[^\n]*$"):
+        Spherize().fit(correlated(15, 4))
+    Spherize().fit(correlated(16, 4))
+
+
+def test_names_survive():
+    table = pd.DataFrame(correlated(40, 3), columns=["x", "y", "z"])
+    fitted = clone(Spherize()).set_output(transform="pandas").fit(table)
+    assert list(fitted.transform(table).columns) == ["x", "y", "z"]
+    with pytest.raises(ValueError, match="feature names"):
+        fitted.transform(table[["y", "x", "z"]])
