@@ -14,7 +14,6 @@ from cytominer_tools.columns import PLATE, SITE, WELL
 from cytominer_tools.errors import InputError
 from cytominer_tools.files import atomic_path, safe_name
 from cytominer_tools.manifest import PlateTable
-from cytominer_tools.queries import select
 from deepprofile.images import read_site
 from deepprofile.index import load_index, site_paths, sites_by_well
 from deepprofile.intensities import intensity_inputs, read_levels
@@ -135,7 +134,11 @@ def profile_cells(study: Study, *, strict: bool = False) -> Done:
             levels = read_levels(study, plate) if preprocess.normalize == "plate_control" else None
             levels_of[plate] = levels
             for well, sites in wells.items():
-                inputs = [intensity_inputs(study, sites), located.manifest.parts[well].key, None if levels is None else levels.tolist()]
+                inputs = [
+                    intensity_inputs(study, sites),
+                    located.manifest.parts[well].key,
+                    None if levels is None else levels.tolist(),
+                ]
                 key = table.manifest.key(inputs)
                 if table.manifest.is_current(well, key):
                     advance(len(sites))
@@ -184,7 +187,9 @@ def load_extractor(study: Study) -> tuple[Extractor, dict[str, Any]]:
         chosen.network, channels=len(preprocess.channels), size=size, weights=weights, seed=study.seed, **chosen.options
     )
     if weights is None:
-        log.warning("profile: profile.weights is none: %s is untrained, a baseline rather than a result", chosen.network)
+        log.warning(
+            "profile: profile.weights is none: %s is untrained, a baseline rather than a result", chosen.network
+        )
     extractor = Extractor(model, chosen.layer)
     build = load(GROUP, chosen.network)
     card = {

@@ -67,7 +67,9 @@ def read_site(paths: Mapping[str, Path], size: Sequence[int] | None = None) -> n
         plane = read_image(path)
         size = size or plane.shape
         if plane.shape != tuple(size):
-            raise InputError(f"{path}: {channel} is {_size(plane.shape)} pixels, expected {_size(size)} (height x width)")
+            raise InputError(
+                f"{path}: {channel} is {_size(plane.shape)} pixels, expected {_size(size)} (height x width)"
+            )
         low, high = plane.min(), plane.max()
         if not (np.isfinite(low) and np.isfinite(high)):
             raise InputError(f"{path}: {channel} holds NaN or infinite pixels; export it again")
@@ -78,7 +80,9 @@ def read_site(paths: Mapping[str, Path], size: Sequence[int] | None = None) -> n
 
 
 def _decode(path: Path) -> np.ndarray:
-    image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)  # imread fails on non-ASCII paths on Windows
+    image = cv2.imdecode(
+        np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED
+    )  # imread fails on non-ASCII paths on Windows
     if image is None:
         raise ValueError("no image data")
     return image

@@ -103,7 +103,9 @@ def read_index(study: Study) -> tuple[pd.DataFrame, list[Problem]]:
     table[WELL] = wells.fillna(table[WELL])
     for name in (PLATE, SITE):
         table[name] = table[name].astype(str)
-        problems += [Problem(f"{place} row {i + 2}", f"{name} is empty") for i in (table[name] == "").to_numpy().nonzero()[0]]
+        problems += [
+            Problem(f"{place} row {i + 2}", f"{name} is empty") for i in (table[name] == "").to_numpy().nonzero()[0]
+        ]
     for channel in paths:
         empty = paths[channel].isna() | (paths[channel].astype(str) == "")
         problems += [
@@ -179,7 +181,9 @@ def scan_folder(folder: Path, pattern: str, channels: Mapping[str, str] | None =
         raise InputError(f"{folder}: none of {len(names)} image names matches {pattern!r}; one is {names[0]}")
     channels = channels or {value: value for value in sorted(values)}
     if absent := [f"{name} ({value!r})" for name, value in channels.items() if value not in values]:
-        raise InputError(f"{folder}: no image of channel {', '.join(absent)}; the names hold {', '.join(sorted(values))}")
+        raise InputError(
+            f"{folder}: no image of channel {', '.join(absent)}; the names hold {', '.join(sorted(values))}"
+        )
     rows = [[*key, *(site.get(value, "") for value in channels.values())] for key, site in sorted(found.items())]
     return pd.DataFrame(rows, columns=[PLATE, WELL, SITE, *channels])
 

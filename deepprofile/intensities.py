@@ -1,7 +1,6 @@
 """The range of counts of each plate and channel, over its control wells, in one pass of bounded memory."""
 
 from collections.abc import Mapping
-
 from typing import Any
 
 import numpy as np

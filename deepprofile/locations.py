@@ -184,7 +184,9 @@ def _table(sites: list[_Site]) -> pa.Table:
             renamed = cells[more].rename(columns=lambda name: f"{METADATA}{name.capitalize()}")
             frames.append(frame.assign(**{X: cells["x"].astype(float), Y: cells["y"].astype(float)}).join(renamed))
     if not frames:  # every site is bad: the columns of the key alone
-        frames = [pd.DataFrame({PLATE: [], WELL: [], SITE: [], CELL: np.int32([]), X: np.float64([]), Y: np.float64([])})]
+        frames = [
+            pd.DataFrame({PLATE: [], WELL: [], SITE: [], CELL: np.int32([]), X: np.float64([]), Y: np.float64([])})
+        ]
     table = pa.Table.from_pandas(pd.concat(frames, ignore_index=True), preserve_index=False).replace_schema_metadata()
     text = [pa.field(f.name, pa.string()) if f.name in (PLATE, WELL, SITE) else f for f in table.schema]
     return table.cast(pa.schema(text))

@@ -1,6 +1,5 @@
 """From single cells to well profiles, spherized wells, treatments and scores: the stages after the network."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,14 +8,13 @@ import numpy as np
 import pandas as pd
 
 from cytominer_tools.arrays import group_mean, group_median
-from cytominer_tools.columns import CELL, COUNT, METADATA, PLATE, WELL, metadata_columns
+from cytominer_tools.columns import COUNT, METADATA, PLATE, WELL
 from cytominer_tools.errors import InputError
 from cytominer_tools.files import atomic_path
 from cytominer_tools.frames import consensus, spherize
 from cytominer_tools.manifest import Manifest, digest
 from cytominer_tools.queries import select
 from cytominer_tools.tables import read_table, write_table
-from deepprofile.features import STAGE as FEATURES
 from deepprofile.features import plate_features
 from deepprofile.index import constant_metadata, load_index, sites_by_well
 from deepprofile.study import Study
@@ -236,3 +234,32 @@ def _first(name: str, table: pd.DataFrame) -> pd.DataFrame:
 def _save(figure: Any, path: Path) -> None:
     with atomic_path(path) as part:
         figure.savefig(part, dpi=150, metadata={"Software": None})  # no version, so that equal figures are equal files
+
+
+def score_lines(study: Study) -> list[str]:
+    """The score table of `study` as lines of text, each score beside its baselines on the same rows."""
+    table = read_table(study.scores_folder / "scores.csv")
+    head = ["profiles by", "score", "value", "permuted mean", "95 %", "p", "cell count", "n"]
+    columns = ["value", "permutation_mean", "permutation_95", "p", "cell_count"]
+    if "untrained" in table:
+        head.insert(7, "untrained")
+        columns.append("untrained")
+    rows = [head]
+    notes = []
+    for row in table.to_dict("records"):
+        name = f"{row['profiles']} by {row['labels'].removeprefix(METADATA)}"
+        rows.append([name, row["score"], *(_number(row[c]) for c in columns), f"{row['n']:,}"])
+        notes += [
+            f"{name}, {row['score']}: {row[c]}" for c in ("reason", "notes") if isinstance(row[c], str) and row[c]
+        ]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    lines = [
+        "  ".join(cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(r, widths, strict=True)))
+        for r in rows
+    ]
+    similarity = table["similarity"].iloc[0]
+    return [*lines, f"Similarity: {similarity}. Model: {study.profile.name}. Recipe: {study.profiles.recipe}.", *notes]
+
+
+def _number(value: float) -> str:
+    return "-" if pd.isna(value) else f"{value:.3g}"

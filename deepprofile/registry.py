@@ -1,5 +1,6 @@
 """Plugins: found by name among the installed entry points, or registered for this process."""
 
+import inspect
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import Any
@@ -65,3 +66,25 @@ def package(group: str, name: str) -> str:
 def _known(group: str) -> None:
     if group not in GROUPS:
         raise InputError(f"no plugin group {group!r}; the groups are {', '.join(GROUPS)}")
+
+
+def describe() -> list[dict[str, Any]]:
+    """Every known plugin: group, name, package, source, licence, first line of its docstring, and its options."""
+    rows = []
+    for group in GROUPS:
+        for name in names(group):
+            plugin = load(group, name)
+            given = {"channels", "size", "classes", "image", "pixel_size_um", "self"}
+            options = inspect.signature(plugin).parameters.values()
+            rows.append(
+                {
+                    "group": group.removeprefix("deepprofile."),
+                    "name": name,
+                    "package": package(group, name),
+                    "source": getattr(plugin, "source", "source not given"),
+                    "licence": getattr(plugin, "licence", "licence not given"),
+                    "about": (inspect.getdoc(plugin) or "").split("\n")[0],
+                    "options": [f"{p.name}={p.default}" for p in options if p.name not in given],
+                }
+            )
+    return rows

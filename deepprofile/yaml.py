@@ -10,7 +10,6 @@ from ruamel.yaml.resolver import VersionedResolver
 
 from cytominer_tools.errors import InputError
 
-
 # tag, pattern, first characters
 _SCALARS = (
     ("null", r"^(?:~|null|)$", ["~", "n", ""]),

@@ -1,0 +1,215 @@
+"""Everything that is wrong with a study, and what its layout cannot tell apart, before hours are spent."""
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from cytominer_tools.columns import PLATE, SITE, WELL
+from cytominer_tools.errors import InputError
+from cytominer_tools.queries import select
+from deepprofile.images import read_image
+from deepprofile.index import Problem, read_index, site_paths
+from deepprofile.locations import read_located
+from deepprofile.study import Study
+from deepprofile.work import map_ahead, progress, workers
+
+_FEW_CONTROLS = 16
+
+
+def check_study(study: Study) -> list[Problem]:
+    """Read every image and location file of `study` and list what is wrong, each with its file or row.
+
+    Errors: missing, unreadable, flat or odd-sized images, absent channels, duplicate sites, location files that are
+    missing or point off the image, no controls. Warnings: wells without treatment, few controls, and confounding:
+    treatments without replicates, replicates that share a well position, treatments that occur in one batch only.
+
+    Raises
+    ------
+    InputError
+        There is no index to look at.
+    """
+    index, problems = read_index(study)
+    shapes: dict[tuple[str, str, str], tuple[int, ...]] = {}
+    problems += [*_plugins(study), *_images(study, index, shapes), *_locations(study, index, shapes)]
+    problems += [*_controls(study, index), *_treatments(study, index)]
+    return problems
+
+
+def _plugins(study: Study) -> Iterator[Problem]:
+    from deepprofile.registry import load
+
+    for place, group, name in (
+        ("profile.network", "deepprofile.networks", study.profile.network),
+        ("locate.method", "deepprofile.locators", study.locate.method),
+    ):
+        try:
+            load(group, name)
+        except InputError as error:
+            yield Problem(f"study.yaml {place}", str(error))
+    weights = study.profile.weights
+    if weights not in (None, "imagenet") and not study.path(str(weights)).is_file():
+        yield Problem("study.yaml profile.weights", f"{study.path(str(weights))}: no such file")
+
+
+def _images(study: Study, index: pd.DataFrame, shapes: dict[tuple[str, str, str], tuple[int, ...]]) -> list[Problem]:
+    problems: list[Problem] = []
+    found: list[tuple[Path, tuple[int, ...], np.dtype, str]] = []
+
+    def read(row: dict[str, str]) -> list[tuple[Path, tuple[int, ...] | None, np.dtype | None, str]]:
+        answers: list[tuple[Path, tuple[int, ...] | None, np.dtype | None, str]] = []
+        for channel, path in site_paths(study, row).items():
+            if not row[channel]:
+                continue  # the index has said so
+            try:
+                image = read_image(path)
+            except InputError as error:
+                answers.append((path, None, None, str(error).removeprefix(f"{path}: ")))
+                continue
+            low, high = image.min(), image.max()
+            why = ""
+            if not (np.isfinite(low) and np.isfinite(high)):
+                why = "holds NaN or infinite pixels; export it again"
+            elif low == high:
+                why = f"is flat, every pixel is {low}; look at the image"
+            answers.append((path, image.shape, image.dtype, why))
+        return answers
+
+    rows = index.to_dict("records")
+    with progress("check", len(rows), "sites") as advance:
+        for row, answers in zip(rows, map_ahead(read, rows, 2 * workers()), strict=True):
+            advance(1)
+            for path, shape, dtype, why in answers:
+                if why:
+                    problems.append(Problem(str(path), why))
+                if shape is not None and dtype is not None:
+                    found.append((path, shape, dtype, row[PLATE]))
+                    shapes.setdefault((row[PLATE], row[WELL], row[SITE]), shape)
+    if found:
+        size = study.images.size or Counter(shape for _, shape, _, _ in found).most_common(1)[0][0]
+        problems += [
+            Problem(str(path), f"{shape[0]} x {shape[1]} pixels, the others are {size[0]} x {size[1]} (height x width)")
+            for path, shape, _, _ in found
+            if shape != tuple(size)
+        ]
+        for plate in index[PLATE].unique():
+            types = sorted({str(dtype) for _, _, dtype, p in found if p == plate})
+            if len(types) > 1:
+                problems.append(Problem(f"plate {plate}", f"images of {' and '.join(types)}; expected one type"))
+    return problems
+
+
+def _locations(
+    study: Study, index: pd.DataFrame, shapes: dict[tuple[str, str, str], tuple[int, ...]]
+) -> Iterator[Problem]:
+    if not study.locate.files:
+        return
+    for row in index.to_dict("records"):
+        place = f"{row[PLATE]} {row[WELL]} site {row[SITE]}"
+        try:
+            cells = read_located(study, row)
+        except InputError as error:
+            yield Problem(place, f"no locations: {error}")
+            continue
+        shape = shapes.get((row[PLATE], row[WELL], row[SITE]))
+        if cells.empty:
+            yield Problem(place, "its location file holds no cell", "warning")
+        elif shape is not None:
+            off = ~((cells >= -0.5) & (cells < np.array([shape[1], shape[0]]) - 0.5)).all(axis=1)
+            if off.any():
+                x, y = cells[off].iloc[0]
+                yield Problem(
+                    place,
+                    f"{off.sum()} of {len(cells)} locations lie off the image ({shape[0]} x {shape[1]}), first "
+                    f"x = {x:g}, y = {y:g}; are x and y in pixels, and not swapped?",
+                )
+
+
+def _controls(study: Study, index: pd.DataFrame) -> Iterator[Problem]:
+    if study.controls is None:
+        if study.profiles.fit == "controls":
+            yield Problem(
+                "study.yaml controls", "no controls to spherize by; set a pandas query, or profiles.fit to all"
+            )
+        return
+    try:
+        wells = index[select(index, study.controls)].drop_duplicates([PLATE, WELL])
+    except InputError as error:
+        yield Problem("study.yaml controls", str(error))
+        return
+    if wells.empty:
+        column = study.treatment if study.treatment in index else None
+        values = f"; {column} holds {', '.join(map(str, index[column].dropna().unique()[:5]))}" if column else ""
+        yield Problem("study.yaml controls", f"no well is a control by {study.controls!r}{values}")
+        return
+    if bare := sorted(set(index[PLATE]) - set(wells[PLATE])):
+        yield Problem(
+            "controls",
+            f"{len(bare)} plate(s) without a control well, first {bare[0]}; scaled over all wells",
+            "warning",
+        )
+    if len(wells) < _FEW_CONTROLS:
+        yield Problem(
+            "controls", f"{len(wells)} control wells; spherizing is unstable under {_FEW_CONTROLS}", "warning"
+        )
+
+
+def _treatments(study: Study, index: pd.DataFrame) -> Iterator[Problem]:
+    column = study.treatment
+    if column is None:
+        yield Problem("study.yaml columns", "no treatment or compound column; profiles of wells only", "warning")
+        return
+    if column not in index:
+        return  # the index has said so
+    wells = index.drop_duplicates([PLATE, WELL])
+    blank = wells[column].isna() | (wells[column].astype(str) == "")
+    if blank.any():
+        first = wells[blank].iloc[0]
+        yield Problem(
+            "treatments",
+            f"{blank.sum()} of {len(wells)} wells without {column}, first {first[PLATE]} {first[WELL]}",
+            "warning",
+        )
+    try:
+        control = select(wells, study.controls) if study.controls else pd.Series(False, index=wells.index)
+    except InputError:
+        return  # said above
+    treated = wells[~blank & ~control]
+    by = [name for name in study.consensus if name in index]
+    if treated.empty or not by:
+        return
+    groups = treated.groupby(by, dropna=False, observed=True)
+    wells_each = groups.size()
+    total = len(wells_each)
+    single = wells_each[wells_each == 1]
+    if len(single):
+        yield Problem(
+            "design", f"{len(single)} of {total} treatments have one well: no replicate to compare it with", "warning"
+        )
+    repeated = wells_each > 1
+    same = groups[WELL].nunique()[repeated] == 1
+    if same.any():
+        first = _named(same.index[same.to_numpy()][0])
+        yield Problem(
+            "design",
+            f"{same.sum()} of {len(same)} replicated treatments keep one well position (first {first}): "
+            "replicate scores may come from the position; randomise the layout, or compare with scores of position",
+            "warning",
+        )
+    batch = study.columns.batch
+    if batch in index and treated[batch].nunique() > 1:
+        alone = groups[batch].nunique()[repeated] == 1
+        if alone.any():
+            first = _named(alone.index[alone.to_numpy()][0])
+            yield Problem(
+                "design",
+                f"{alone.sum()} of {len(alone)} replicated treatments occur in one batch only (first {first}): "
+                "their likeness may be the batch's",
+                "warning",
+            )
+
+
+def _named(key: object) -> str:
+    return " ".join(map(str, key)) if isinstance(key, tuple) else str(key)
