@@ -94,13 +94,16 @@ class Manifest:
             return cls(folder, stage)
         try:
             found = json.loads(path.read_text("utf-8"))
-            version, settings = found["format_version"], found["settings"]
-            rows = found["parts"].items()
+            if (version := found["format_version"]) != FORMAT_VERSION:
+                raise InputError(
+                    f"{path}: format version {version}, this deepprofile writes {FORMAT_VERSION}; update it"
+                )
+            settings, rows = found["settings"], found["parts"].items()
             parts = {name: Part(**(row | {"skipped": tuple(map(tuple, row["skipped"]))})) for name, row in rows}
+        except InputError:
+            raise
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{path}: not a manifest; delete {folder} to make it again") from error
-        if version != FORMAT_VERSION:
-            raise InputError(f"{path}: format version {version}, this deepprofile writes {FORMAT_VERSION}; update it")
         return cls(folder, stage, settings, parts)
 
     def expect(self, settings: dict[str, Any]) -> list[str]:
@@ -137,9 +140,8 @@ class Manifest:
         now = digest(settings)
         names = list(names)
         if lacking := [n for n in names if n not in self.parts or self.parts[n].settings != now]:
-            raise InputError(
-                f"{self.folder}: {len(lacking)} of {len(names)} part(s) are not made, first {lacking[0]}; run `{command}`"
-            )
+            count = f"{len(lacking)} of {len(names)} part(s) are not made, first {lacking[0]}"
+            raise InputError(f"{self.folder}: {count}; run `{command}`")
 
 
 class PlateTable:
@@ -164,10 +166,13 @@ class PlateTable:
         """Make one file of the parts of `wells`, which are all current, and forget every other well."""
         wells = sorted(wells)
         parts = {well: self.manifest.parts[well] for well in wells}
-        if wells and (set(self.manifest.parts) != set(wells) or any(p.file != _MERGED for p in parts.values())):
+        if gone := self.manifest.parts.keys() - parts:  # forgotten first: the file to come lacks them
+            self.manifest.parts = dict(parts)
+            self.manifest.save()
+        if wells and (gone or any(p.file != _MERGED for p in parts.values())):
             groups = {well: i for i, well in enumerate(w for w in wells if parts[w].rows)}
-            # a well without cells may lack columns; missing values stand in them
-            schema = pa.unify_schemas([self._schema(well) for well in wells], promote_options="default")
+            # a well without cells may lack columns, so those with cells say what there is
+            schema = pa.unify_schemas([self._schema(well) for well in groups or wells], promote_options="default")
             empty = schema.with_metadata({**(schema.metadata or {}), b"row_groups": json.dumps(groups)}).empty_table()
             with atomic_path(self.folder / _MERGED) as path, parquet_writer(path, empty.schema) as writer:
                 for well in groups:

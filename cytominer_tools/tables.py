@@ -1,6 +1,7 @@
 """Tables in and out: Parquet, CSV and CSV.gz by suffix, the same bytes for the same table."""
 
 import gzip
+import zlib
 from pathlib import Path
 
 import pandas as pd
@@ -15,12 +16,12 @@ SUFFIXES = (".parquet", ".csv", ".csv.gz")
 _MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "None")
 
 
-def read_table(path: str | Path) -> pd.DataFrame:
+def read_table(path: str | Path, *, metadata: bool = False) -> pd.DataFrame:
     """Read a table, its format named by the suffix (.parquet, .csv, .csv.gz).
 
     Plate, well and site stay text. Other ``Metadata_`` columns of a CSV become numbers only where every value is one
     and none has a leading zero, so that compound 0012 stays 0012; the words NA, nan, null and None are missing values
-    in such a column of numbers and text elsewhere.
+    in such a column of numbers and text elsewhere. With `metadata`, that is so of every column, whatever its name.
 
     Raises
     ------
@@ -28,23 +29,31 @@ def read_table(path: str | Path) -> pd.DataFrame:
         The file is absent, of another format, or cannot be parsed.
     """
     path = Path(path)
-    _format(path)
+    kind = _format(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     try:
-        if path.suffix == ".parquet":
+        if kind == ".parquet":
             return _text_keys(pq.read_table(path).to_pandas())
-        columns = pd.read_csv(path, nrows=0, encoding="utf-8-sig").columns
-        if len(set(columns)) < len(columns) or not len(columns):
-            raise InputError(f"{path}: expected a header of distinct column names")
-        words = {name: str for name in columns if name.startswith(METADATA)}
+        # pandas renames a second `a` to `a.1`, so the names are taken as they stand
+        header = pd.read_csv(path, header=None, nrows=1, encoding="utf-8-sig", dtype=str, na_filter=False).iloc[0]
+        if twice := header[header.duplicated()].tolist():
+            raise InputError(f"{path}: expected a header of distinct column names, {twice[0]!r} stands in it twice")
+        head = pd.read_csv(path, nrows=1, encoding="utf-8-sig")
+        if not isinstance(head.index, pd.RangeIndex):  # pandas would take the first column for an index
+            raise InputError(f"{path}: its rows have more values than its header has names; mend the first line")
+        columns = head.columns
+        words = {name: str for name in columns if metadata or name.startswith(METADATA)}
         table = pd.read_csv(
             path, encoding="utf-8-sig", dtype=words, na_filter=False, usecols=list(words), low_memory=False
         )
         rest = [name for name in columns if name not in words]
         numbers = pd.read_csv(path, encoding="utf-8-sig", usecols=rest, low_memory=False) if rest else pd.DataFrame()
-    except (pa.ArrowInvalid, pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, OSError) as error:
-        raise InputError(f"{path}: cannot be read as {path.suffix[1:]}: {str(error).splitlines()[0]}") from error
+    except InputError:
+        raise
+    except (ValueError, OSError, EOFError, zlib.error) as error:  # the errors of pyarrow and pandas are ValueErrors
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{path}: cannot be read as {kind[1:]}: {reason}") from error
     for name in words:
         if name not in (PLATE, WELL, SITE):
             table[name] = _numbers_if_all(table[name])
@@ -94,13 +103,14 @@ def _format(path: Path) -> str:
 
 def _text_keys(table: pd.DataFrame) -> pd.DataFrame:
     keys = [name for name in (PLATE, WELL, SITE) if name in table]
-    return table.astype({name: "str" for name in keys})
+    # "" as in a CSV; a missing value would make the word nan, or not be equal to itself
+    return table.assign(**{name: table[name].astype("str").where(table[name].notna(), "") for name in keys})
 
 
 def _numbers_if_all(column: pd.Series) -> pd.Series:
     missing = column.isin(_MISSING)
     words = column[~missing]
-    if words.str.match(r"^[+-]?0\d").any():
+    if words.str.match(r"^[+-]?(?:0\d|\d{16})").any():  # 0012, or a barcode with more digits than a float holds
         return column.mask(column == "")
     numbers = pd.to_numeric(words, errors="coerce")
     if numbers.isna().any() or words.empty:

@@ -1,0 +1,17 @@
+from .checks import check_study as check_study
+from .features import profile_cells as profile_cells
+from .index import load_index as load_index
+from .intensities import measure_intensities as measure_intensities
+from .locations import locate_cells as locate_cells
+from .networks import build_network as build_network
+from .pipeline import run_study as run_study
+from .preprocess import Preprocess as Preprocess
+from .profiles import aggregate_wells as aggregate_wells
+from .profiles import consensus_profiles as consensus_profiles
+from .profiles import score_profiles as score_profiles
+from .profiles import spherize_wells as spherize_wells
+from .registry import register as register
+from .simulator import simulate as simulate
+from .study import Study as Study
+from .study import read_study as read_study
+from .template import init_study as init_study

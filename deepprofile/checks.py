@@ -11,8 +11,9 @@ from cytominer_tools.columns import PLATE, SITE, WELL
 from cytominer_tools.errors import InputError
 from cytominer_tools.queries import select
 from deepprofile.images import read_image
-from deepprofile.index import Problem, read_index, site_paths
+from deepprofile.index import Problem, read_index, site_paths, site_rows
 from deepprofile.locations import read_located
+from deepprofile.registry import names
 from deepprofile.study import Study
 from deepprofile.work import map_ahead, progress, workers
 
@@ -39,16 +40,12 @@ def check_study(study: Study) -> list[Problem]:
 
 
 def _plugins(study: Study) -> Iterator[Problem]:
-    from deepprofile.registry import load
-
     for place, group, name in (
         ("profile.network", "deepprofile.networks", study.profile.network),
         ("locate.method", "deepprofile.locators", study.locate.method),
     ):
-        try:
-            load(group, name)
-        except InputError as error:
-            yield Problem(f"study.yaml {place}", str(error))
+        if name not in names(group):
+            yield Problem(f"study.yaml {place}", f"{name!r} is not installed; there are {', '.join(names(group))}")
     weights = study.profile.weights
     if weights not in (None, "imagenet") and not study.path(str(weights)).is_file():
         yield Problem("study.yaml profile.weights", f"{study.path(str(weights))}: no such file")
@@ -77,7 +74,7 @@ def _images(study: Study, index: pd.DataFrame, shapes: dict[tuple[str, str, str]
             answers.append((path, image.shape, image.dtype, why))
         return answers
 
-    rows = index.to_dict("records")
+    rows = site_rows(index)
     with progress("check", len(rows), "sites") as advance:
         for row, answers in zip(rows, map_ahead(read, rows, 2 * workers()), strict=True):
             advance(1)
@@ -106,7 +103,7 @@ def _locations(
 ) -> Iterator[Problem]:
     if not study.locate.files:
         return
-    for row in index.to_dict("records"):
+    for row in site_rows(index):
         place = f"{row[PLATE]} {row[WELL]} site {row[SITE]}"
         try:
             cells = read_located(study, row)
@@ -191,21 +188,21 @@ def _treatments(study: Study, index: pd.DataFrame) -> Iterator[Problem]:
     repeated = wells_each > 1
     same = groups[WELL].nunique()[repeated] == 1
     if same.any():
-        first = _named(same.index[same.to_numpy()][0])
+        example = _named(same.index[same.to_numpy()][0])
         yield Problem(
             "design",
-            f"{same.sum()} of {len(same)} replicated treatments keep one well position (first {first}): "
+            f"{same.sum()} of {len(same)} replicated treatments keep one well position (first {example}): "
             "replicate scores may come from the position; randomise the layout, or compare with scores of position",
             "warning",
         )
     batch = study.columns.batch
-    if batch in index and treated[batch].nunique() > 1:
+    if batch is not None and batch in index and treated[batch].nunique() > 1:
         alone = groups[batch].nunique()[repeated] == 1
         if alone.any():
-            first = _named(alone.index[alone.to_numpy()][0])
+            example = _named(alone.index[alone.to_numpy()][0])
             yield Problem(
                 "design",
-                f"{alone.sum()} of {len(alone)} replicated treatments occur in one batch only (first {first}): "
+                f"{alone.sum()} of {len(alone)} replicated treatments occur in one batch only (first {example}): "
                 "their likeness may be the batch's",
                 "warning",
             )

@@ -23,7 +23,7 @@ def inside(xy: np.ndarray, size: int, shape: tuple[int, ...]) -> np.ndarray:
     bool array, shape (n,)
     """
     corner = _corners(xy, size)
-    return ((corner >= 0) & (corner + size <= (shape[1], shape[0]))).all(axis=1)
+    return np.all((corner >= 0) & (corner + size <= (shape[1], shape[0])), axis=1)
 
 
 def slice_crops(image: np.ndarray, xy: np.ndarray, size: int, border: Border = "zero") -> np.ndarray:

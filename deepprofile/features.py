@@ -2,7 +2,7 @@
 
 import json
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +15,8 @@ from cytominer_tools.errors import InputError
 from cytominer_tools.files import atomic_path, safe_name
 from cytominer_tools.manifest import PlateTable
 from deepprofile.images import read_site
-from deepprofile.index import load_index, site_paths, sites_by_well
-from deepprofile.intensities import intensity_inputs, read_levels
+from deepprofile.index import image_fingerprint, load_index, site_paths, site_rows, sites_by_well
+from deepprofile.intensities import read_levels
 from deepprofile.locations import X, Y, location_settings, plate_locations
 from deepprofile.preprocess import Preprocess
 from deepprofile.study import Study
@@ -69,10 +69,20 @@ class Extractor:
 
 
 @dataclass
+class _Plate:
+    name: str
+    table: PlateTable
+    located: PlateTable
+    sites: dict[str, pd.DataFrame]  # by well
+    levels: np.ndarray | None
+    left: int = 0  # wells that are not yet made
+
+
+@dataclass
 class _Well:
     """A part on its way through the engine."""
 
-    plate: str
+    plate: _Plate
     name: str
     key: str
     cells: list[pd.DataFrame] = field(default_factory=list)
@@ -100,7 +110,7 @@ class _Batch:
 
 
 def profile_cells(study: Study, *, strict: bool = False) -> Done:
-    """Write features/MODEL/PLATE/cells.parquet: a row per cell with its key, its centre, the locator's columns, `features`.
+    """Write features/MODEL/PLATE/cells.parquet: a row per cell with its key, centre, QC columns and `features`.
 
     Wells that are current are left alone. A site that cannot be read is left out and reported. Memory holds a few
     images and batches and the features of the wells in work, whatever the number of sites.
@@ -114,61 +124,29 @@ def profile_cells(study: Study, *, strict: bool = False) -> Done:
     index = load_index(study)
     extractor, card = load_extractor(study)
     settings = {name: card[name] for name in ("network", "options", "weights_hash", "layer", "preprocess", "runtime")}
-    preprocess = study.preprocess
-    skipped: list[tuple[str, str]] = []
-    made = rows = 0
-    plates = list(index[PLATE].unique())
     with study.writing(), progress("profile", len(index), "sites") as advance:
         with atomic_path(study.features / "card.json") as path:
             path.write_text(json.dumps(card, indent=1) + "\n", "utf-8")
-        tables = {plate: plate_features(study, plate) for plate in plates}
-        todo: list[tuple[_Well, pd.DataFrame]] = []
-        left: dict[str, int] = {}
-        levels_of: dict[str, np.ndarray | None] = {}
-        for plate, table in tables.items():
-            wells = sites_by_well(index, plate)
-            located = plate_locations(study, plate)
-            located.manifest.require(wells, location_settings(study), "deepprofile locate")
-            for change in table.manifest.expect(settings):
-                log.info("profile: plate %s: %s: it runs again", plate, change)
-            levels = read_levels(study, plate) if preprocess.normalize == "plate_control" else None
-            levels_of[plate] = levels
-            for well, sites in wells.items():
-                inputs = [
-                    intensity_inputs(study, sites),
-                    located.manifest.parts[well].key,
-                    None if levels is None else levels.tolist(),
-                ]
-                key = table.manifest.key(inputs)
-                if table.manifest.is_current(well, key):
-                    advance(len(sites))
-                else:
-                    todo.append((_Well(plate, well, key), sites))
-            left[plate] = sum(well.plate == plate for well, _ in todo)
-            if not left[plate]:
-                table.finish(wells)
-        jobs = _jobs(study, todo)
-        images = map_ahead(lambda job: _read(study, job, strict), jobs, 2 * workers())
-        batches = in_background(_batches(images, preprocess, study.profile.batch, levels_of, advance), 2)
-        for batch in batches:
+        plates = [_open(study, index, name, settings) for name in index[PLATE].unique()]
+        todo = [well for plate in plates for well in _stale(study, plate)]
+        made = len(todo)
+        advance(len(index) - sum(len(well.plate.sites[well.name]) for well in todo))
+        images = map_ahead(lambda job: _read(study, job, strict), _jobs(todo), 2 * workers())
+        for batch in in_background(_batches(images, study.preprocess, study.profile.batch, advance), 2):
             if batch.crops is not None:
-                features = extractor(batch.crops)
-                start = 0
+                features, start = extractor(batch.crops), 0
                 for well, n in batch.rows:
                     well.features.append(features[start : start + n].copy())
                     start += n
             for well in batch.ended:
-                tables[well.plate].write(well.name, well.key, _table(well, extractor.width, card), well.skipped)
-                made += 1
-                left[well.plate] -= 1
-                if not left[well.plate]:
-                    tables[well.plate].finish(sites_by_well(index, well.plate))
-    for table in tables.values():
-        for part in table.manifest.parts.values():
-            rows += part.rows
-            skipped += part.skipped
-    wells_in_all = sum(len(table.manifest.parts) for table in tables.values())
-    return Done("profile", made, wells_in_all - made, rows, f"cells x {extractor.width} features", tuple(skipped))
+                well.plate.table.write(well.name, well.key, _table(well, extractor.width, card), well.skipped)
+                well.plate.left -= 1
+                if not well.plate.left:
+                    well.plate.table.finish(well.plate.sites)
+    parts = [part for plate in plates for part in plate.table.manifest.parts.values()]
+    skipped = tuple(row for part in parts for row in part.skipped)
+    rows = sum(part.rows for part in parts)
+    return Done("profile", made, len(parts) - made, rows, f"cells x {extractor.width} features", skipped)
 
 
 def load_extractor(study: Study) -> tuple[Extractor, dict[str, Any]]:
@@ -215,13 +193,37 @@ def plate_features(study: Study, plate: str) -> PlateTable:
     return PlateTable(study.features / safe_name(plate), STAGE)
 
 
-def _jobs(study: Study, todo: list[tuple[_Well, pd.DataFrame]]) -> Iterator[_Job]:
-    located = None
-    for well, sites in todo:
-        if located is None or located.folder.name != safe_name(well.plate):
-            located = plate_locations(study, well.plate)
-        cells = located.read(well.name).to_pandas()
-        rows = sites.to_dict("records")
+def _open(study: Study, index: pd.DataFrame, name: str, settings: dict[str, Any]) -> _Plate:
+    sites = sites_by_well(index, name)
+    located = plate_locations(study, name)
+    located.manifest.require(sites, location_settings(study), "deepprofile locate")
+    table = plate_features(study, name)
+    for change in table.manifest.expect(settings):
+        log.info("profile: plate %s: %s: it runs again", name, change)
+    levels = read_levels(study, name) if study.crops.normalize == "plate_control" else None
+    return _Plate(name, table, located, sites, levels)
+
+
+def _stale(study: Study, plate: _Plate) -> list[_Well]:
+    """The wells of `plate` that are not current; a plate without any is brought into its final form."""
+    todo = []
+    for well, sites in plate.sites.items():
+        levels = None if plate.levels is None else plate.levels.tolist()
+        inputs = [image_fingerprint(study, sites), plate.located.manifest.parts[well].key, levels]
+        key = plate.table.manifest.key(inputs)
+        if not plate.table.manifest.is_current(well, key):
+            todo.append(_Well(plate, well, key))
+    plate.left = len(todo)
+    if not todo:
+        plate.table.finish(plate.sites)
+    return todo
+
+
+def _jobs(todo: list[_Well]) -> Iterator[_Job]:
+    while todo:  # emptied, so that the features of a well are let go of once they are written
+        well = todo.pop(0)
+        cells = well.plate.located.read(well.name).to_pandas()
+        rows = site_rows(well.plate.sites[well.name])
         for row in rows:
             yield _Job(well, row, cells[cells[SITE] == row[SITE]], last=row is rows[-1])
 
@@ -238,7 +240,7 @@ def _read(study: Study, job: _Job, strict: bool) -> _Job:
 
 
 def _batches(
-    jobs: Iterator[_Job], preprocess: Preprocess, size: int, levels: Mapping[str, np.ndarray | None], advance: Any
+    jobs: Iterator[_Job], preprocess: Preprocess, size: int, advance: Callable[[int], None]
 ) -> Iterator[_Batch]:
     """Cells in the order of the sites, `size` to a batch; the last one is filled up with zeros."""
     shape = (size, preprocess.size, preprocess.size, len(preprocess.channels))
@@ -246,7 +248,7 @@ def _batches(
     rows: list[tuple[_Well, int]] = []
     ended: list[_Well] = []
     for job in jobs:
-        well, what = job.well, f"{job.well.plate} {job.well.name} site {job.row[SITE]}"
+        well, what = job.well, f"{job.well.plate.name} {job.well.name} site {job.row[SITE]}"
         if job.why:
             well.skipped.append((what, job.why))
         if job.image is not None:
@@ -260,7 +262,7 @@ def _batches(
             while len(xy):
                 n = min(len(xy), size - filled)
                 cut = preprocess.cut(job.image, xy[:n])
-                crops[filled : filled + n] = preprocess.scale(cut, levels[well.plate], job.image.dtype)
+                crops[filled : filled + n] = preprocess.scale(cut, well.plate.levels, job.image.dtype)
                 rows.append((well, n))
                 xy, filled = xy[n:], filled + n
                 if filled == size:
@@ -276,7 +278,9 @@ def _batches(
 def _table(well: _Well, width: int, card: dict[str, Any]) -> pa.Table:
     features = np.concatenate([np.empty((0, width), np.float32), *well.features])
     if bad := int((~np.isfinite(features)).any(axis=1).sum()):
-        raise InputError(f"{well.plate} {well.name}: {bad} cells have features that are not finite; check the weights")
+        raise InputError(
+            f"{well.plate.name} {well.name}: {bad} cells have features that are not finite; check the weights"
+        )
     values = pa.FixedSizeListArray.from_arrays(pa.array(features.ravel()), width)
     keys = pd.concat(well.cells, ignore_index=True) if well.cells else pd.DataFrame({PLATE: [], WELL: [], SITE: []})
     table = pa.Table.from_pandas(keys, preserve_index=False)

@@ -9,10 +9,10 @@ import pandas as pd
 from cytominer_tools.columns import PLATE, SITE, WELL
 from cytominer_tools.errors import InputError
 from cytominer_tools.files import atomic_path, safe_name
-from cytominer_tools.manifest import Manifest, fingerprint
+from cytominer_tools.manifest import Manifest
 from cytominer_tools.queries import select
 from deepprofile.images import read_site
-from deepprofile.index import load_index, site_paths
+from deepprofile.index import image_fingerprint, load_index, site_paths, site_rows
 from deepprofile.study import Study
 from deepprofile.work import Done, log, map_ahead, progress, workers
 
@@ -82,7 +82,7 @@ def measure_intensities(study: Study, *, strict: bool = False) -> Done:
         with progress(STAGE, len(plates), "plates") as advance:
             for plate in plates:
                 sites, controls = _control_sites(study, index[index[PLATE] == plate])
-                key = manifest.key([controls, intensity_inputs(study, sites)])
+                key = manifest.key([controls, image_fingerprint(study, sites)])
                 name = f"{safe_name(plate)}.npz"
                 if not manifest.is_current(plate, key):
                     counts, skipped = _count(study, sites, strict)
@@ -109,12 +109,6 @@ def read_levels(study: Study, plate: str) -> np.ndarray:
         return file["levels"]
 
 
-def intensity_inputs(study: Study, sites: pd.DataFrame) -> list[list[str | int]]:
-    """Fingerprint of the images of `sites`."""
-    paths = [path for row in sites.to_dict("records") for path in site_paths(study, row).values()]
-    return fingerprint(paths, study.image_root)
-
-
 def _settings(study: Study) -> dict[str, Any]:
     size = list(study.images.size) if study.images.size else None
     return {"percentiles": list(study.crops.percentiles), "channels": study.channels, "size": size}
@@ -135,7 +129,7 @@ def _count(study: Study, sites: pd.DataFrame, strict: bool) -> tuple[Counts, lis
         except InputError as error:
             return error
 
-    rows = sites.to_dict("records")
+    rows = site_rows(sites)
     for row, image in zip(rows, map_ahead(read, rows, 2 * workers()), strict=True):
         if isinstance(image, InputError):
             if strict:

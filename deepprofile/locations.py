@@ -16,7 +16,7 @@ from cytominer_tools.files import safe_name
 from cytominer_tools.manifest import PlateTable, fingerprint
 from cytominer_tools.tables import read_table
 from deepprofile.images import read_site
-from deepprofile.index import load_index, site_paths, sites_by_well
+from deepprofile.index import load_index, site_paths, site_rows, sites_by_well
 from deepprofile.registry import load
 from deepprofile.study import Study
 from deepprofile.work import Done, log, map_ahead, progress, workers
@@ -65,7 +65,7 @@ def locate_cells(study: Study, *, strict: bool = False) -> Done:
             keys = {well: table.manifest.key(_inputs(study, sites)) for well, sites in wells.items()}
             todo = [well for well in wells if not table.manifest.is_current(well, keys[well])]
             advance(sum(len(wells[w]) for w in wells if w not in todo))
-            queue = [row for well in todo for row in wells[well].to_dict("records")]
+            queue = [row for well in todo for row in site_rows(wells[well])]
             found = map_ahead(lambda row: _find(study, locate, row), queue, 2 * workers())
             for well in todo:
                 sites = []
@@ -112,7 +112,7 @@ def read_located(study: Study, row: Mapping[str, str]) -> pd.DataFrame:
         have = ", ".join(map(str, table.columns[:8]))
         raise InputError(f"{path}: no columns of cell centres; it has {have}; name them in locate.x and locate.y")
     cells = pd.DataFrame({name: pd.to_numeric(table[column], errors="coerce") for name, column in (("x", x), ("y", y))})
-    bad = (~np.isfinite(cells)).any(axis=1).to_numpy().nonzero()[0]
+    bad = (~np.isfinite(cells.to_numpy(float))).any(axis=1).nonzero()[0]
     if len(bad):
         raise InputError(f"{path} row {bad[0] + 2}: {x}, {y} are {list(table[[x, y]].iloc[bad[0]])}, expected numbers")
     return cells.astype(np.float64)
@@ -154,7 +154,7 @@ def _channel(study: Study) -> str:
 
 
 def _inputs(study: Study, sites: pd.DataFrame) -> list[Any]:
-    rows = sites.to_dict("records")
+    rows = site_rows(sites)
     if study.locate.files:
         return fingerprint([_location_path(study, row) for row in rows], study.root)
     return fingerprint([site_paths(study, row)[_channel(study)] for row in rows], study.image_root)
@@ -184,9 +184,8 @@ def _table(sites: list[_Site]) -> pa.Table:
             renamed = cells[more].rename(columns=lambda name: f"{METADATA}{name.capitalize()}")
             frames.append(frame.assign(**{X: cells["x"].astype(float), Y: cells["y"].astype(float)}).join(renamed))
     if not frames:  # every site is bad: the columns of the key alone
-        frames = [
-            pd.DataFrame({PLATE: [], WELL: [], SITE: [], CELL: np.int32([]), X: np.float64([]), Y: np.float64([])})
-        ]
+        columns = {PLATE: "str", WELL: "str", SITE: "str", CELL: "int32", X: "float64", Y: "float64"}
+        frames = [pd.DataFrame({name: pd.Series(dtype=dtype) for name, dtype in columns.items()})]
     table = pa.Table.from_pandas(pd.concat(frames, ignore_index=True), preserve_index=False).replace_schema_metadata()
     text = [pa.field(f.name, pa.string()) if f.name in (PLATE, WELL, SITE) else f for f in table.schema]
     return table.cast(pa.schema(text))

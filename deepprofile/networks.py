@@ -146,7 +146,7 @@ def _load_legacy(model: keras.Model, path: Path) -> None:
     import h5py
 
     with h5py.File(path, "r") as file:
-        group = file["model_weights"] if "model_weights" in file else file
+        group = file.get("model_weights", file)
         known = {name.decode() if isinstance(name, bytes) else name for name in group.attrs["layer_names"]}
     needed = [layer.name for layer in model.layers if layer.trainable_weights and layer.name != "logits"]
     if lacking := [name for name in needed if name not in known]:

@@ -48,7 +48,7 @@ class Preprocess(Crops, frozen=True):
         """
         if self.border == "drop":
             return inside(xy, self.size, shape)
-        return ((xy >= -0.5) & (xy < np.array([shape[1], shape[0]]) - 0.5)).all(axis=1)
+        return np.all((xy >= -0.5) & (xy < np.array([shape[1], shape[0]]) - 0.5), axis=1)
 
     def cut(self, image: np.ndarray, xy: np.ndarray) -> np.ndarray:
         """Crops in counts.

@@ -112,7 +112,7 @@ def consensus_profiles(study: Study) -> Done:
 
 
 def score_profiles(study: Study) -> Done:
-    """Write scores.csv, scores.json, selection.csv, queries_*.csv and two figures to scores/MODEL/RECIPE/.
+    """Write scores.csv, scores.json, selection.csv, queries_*.csv and figures to scores/MODEL/RECIPE/.
 
     Wells by `scores.replicates` (the treatment by default) and treatments by `scores.labels` (the MOA), each score
     beside its baselines on the same rows.
@@ -145,6 +145,7 @@ def score_profiles(study: Study) -> Done:
     with study.writing():
         folder.mkdir(parents=True, exist_ok=True)
         for name, profiles, label, exclude, within in levels:
+            features = _features(profiles)
             found = _score(study, profiles, str(label), exclude, within)
             if twin:
                 other = read_table(twin.profiles_folder / (NORMALIZED if name == "replicates" else CONSENSUS))
@@ -153,13 +154,15 @@ def score_profiles(study: Study) -> Done:
             tables.append(found.table.assign(profiles=name))
             selections.append(found.selection.assign(profiles=name))
             write_table(found.queries, folder / f"queries_{name}.csv")
+            if len(profiles) > 1:
+                title = f"Cosine similarity of {len(profiles)} {'wells' if name == 'replicates' else 'treatments'}"
+                _save(similarity_figure(profiles, str(label), features, title=title), folder / f"similarity_{name}.png")
         table = _first("profiles", pd.concat(tables, ignore_index=True))
         write_table(_first("profiles", pd.concat(selections, ignore_index=True)), folder / "selection.csv")
         with atomic_path(folder / "scores.json") as path:
             path.write_text(table.to_json(orient="records", indent=1) + "\n", "utf-8")
-        names = [f"{row.profiles}, {row.labels.removeprefix(METADATA)}" for row in table.itertuples()]
+        names = (table["profiles"] + ", " + table["labels"].str.removeprefix(METADATA)).tolist()
         _save(score_figure(table, names=names), folder / "scores.png")
-        _save(similarity_figure(wells, str(levels[0][2]), _features(wells)), folder / "similarity.png")
         write_table(table, folder / "scores.csv")
         done.record("scores.csv", key, "scores.csv", len(table))
     return Done("score", 1, 0, len(table), "scores")

@@ -63,7 +63,8 @@ def in_background(items: Iterable[T], ahead: int) -> Iterator[T]:
     def put(item: tuple[bool, T | BaseException | None]) -> None:
         while not stop.is_set():
             try:
-                return queue.put(item, timeout=0.1)
+                queue.put(item, timeout=0.1)
+                return
             except Full:
                 continue
 

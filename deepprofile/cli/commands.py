@@ -36,9 +36,8 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except InputError as error:
-            failure = click.ClickException(str(error))
-            failure.exit_code = 2
-            raise failure from error
+            click.echo(f"Error: {error}", err=True)
+            sys.exit(2)
         except KeyboardInterrupt:
             click.echo("Stopped. What was complete is kept; the same command goes on from there.", err=True)
             sys.exit(130)

@@ -42,7 +42,9 @@ def build_b0(
         Smaller than 32 px, or the ImageNet weights are not on this machine and cannot be downloaded.
     """
     if min(size) < 32:
-        raise InputError(f"efficientnet_b0 needs crops of at least 32 x 32 px, got {size[0]} x {size[1]}; set crops.size")
+        raise InputError(
+            f"efficientnet_b0 needs crops of at least 32 x 32 px, got {size[0]} x {size[1]}; set crops.size"
+        )
     inputs = keras.Input((*size, channels), name="crops")
     scale, offset = np.full(channels, 255.0), np.zeros(channels)  # what keras.applications expects: 0 to 255
     if weights == "imagenet":

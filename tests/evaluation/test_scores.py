@@ -109,7 +109,7 @@ def test_the_funnel_counts_what_each_rule_removes():
         ["Metadata_MOA has at least 3 profiles", 7, 3, 1],
     ]
     assert got.queries["label"].tolist() == ["moa 2"] * 3
-    assert list(got.queries.columns[:3]) == ["Metadata_Plate", "Metadata_Well", "label"]
+    assert list(got.queries.columns[:4]) == ["Metadata_Plate", "Metadata_Well", "Metadata_Count", "label"]
 
 
 def test_frames_are_plain():
