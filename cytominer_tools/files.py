@@ -22,6 +22,7 @@ _REASONS = {
     errno.EACCES: "not writable; change its permissions or choose another folder",
     errno.EPERM: "not writable; change its permissions or choose another folder",
     errno.EROFS: "on a read-only disk; choose another folder",
+    errno.EEXIST: "a part of this path is a file, not a folder; choose another folder",
     errno.ENOTDIR: "a part of this path is a file, not a folder; choose another folder",
 }
 
@@ -84,16 +85,19 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             part.replace(path)
             _sync_folder(path.parent)
         finally:
+            if old.exists() and not path.exists():  # the second rename failed
+                old.replace(path)
             shutil.rmtree(part, ignore_errors=True)
             shutil.rmtree(old, ignore_errors=True)
 
 
-def sweep(folder: Path) -> int:
-    """Delete what killed writers left under `folder` and return how many things that was.
+def sweep(folder: Path, *, below: bool = True) -> int:
+    """Delete what killed writers left in `folder` (and `below` it) and return how many things that was.
 
     Call it under `locked`: a file that another process is writing looks the same.
     """
-    left = [entry for entry in Path(folder).rglob(".*") if LEFTOVER.match(entry.name)]
+    entries = Path(folder).rglob(".*") if below else Path(folder).glob(".*")
+    left = [entry for entry in entries if LEFTOVER.match(entry.name)]
     for entry in left:
         if entry.is_dir():
             shutil.rmtree(entry, ignore_errors=True)
@@ -142,7 +146,9 @@ def safe_name(name: str) -> str:
     ('PK-10B-pl1', 'a%2Fb')
     """
     quoted = "".join(f"%{ord(c):02X}" if c in '%/\\:*?"<>|' or ord(c) < 32 else c for c in name)
-    return "%2E" + quoted[1:] if quoted.startswith(".") else quoted
+    quoted = "%2E" + quoted[1:] if quoted.startswith(".") else quoted
+    # Windows drops a dot or a space at the end
+    return f"{quoted[:-1]}%{ord(quoted[-1]):02X}" if quoted.endswith((".", " ")) else quoted
 
 
 def _sync_folder(folder: Path) -> None:

@@ -13,7 +13,7 @@ from cytominer_tools.errors import InputError
 from cytominer_tools.files import atomic_path
 
 SUFFIXES = (".parquet", ".csv", ".csv.gz")
-_MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "None")
+_MISSING = ["", "NA", "N/A", "n/a", "#N/A", "<NA>", "NaN", "nan", "-NaN", "-nan", "NULL", "null", "None"]
 
 
 def read_table(path: str | Path, *, metadata: bool = False) -> pd.DataFrame:
@@ -44,20 +44,20 @@ def read_table(path: str | Path, *, metadata: bool = False) -> pd.DataFrame:
             raise InputError(f"{path}: its rows have more values than its header has names; mend the first line")
         columns = head.columns
         words = {name: str for name in columns if metadata or name.startswith(METADATA)}
+        missing = {name: _MISSING for name in columns if name not in words}
         table = pd.read_csv(
-            path, encoding="utf-8-sig", dtype=words, na_filter=False, usecols=list(words), low_memory=False
+            path, encoding="utf-8-sig", dtype=words, keep_default_na=False, na_values=missing, low_memory=False
         )
-        rest = [name for name in columns if name not in words]
-        numbers = pd.read_csv(path, encoding="utf-8-sig", usecols=rest, low_memory=False) if rest else pd.DataFrame()
     except InputError:
         raise
     except (ValueError, OSError, EOFError, zlib.error) as error:  # the errors of pyarrow and pandas are ValueErrors
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"{path}: cannot be read as {kind[1:]}: {reason}") from error
     for name in words:
+        table[name] = table[name].fillna("")  # the end of a short row
         if name not in (PLATE, WELL, SITE):
             table[name] = _numbers_if_all(table[name])
-    return pd.concat([table, numbers], axis=1)[list(columns)]
+    return table
 
 
 def write_table(table: pd.DataFrame, path: str | Path) -> Path:
@@ -110,7 +110,7 @@ def _text_keys(table: pd.DataFrame) -> pd.DataFrame:
 def _numbers_if_all(column: pd.Series) -> pd.Series:
     missing = column.isin(_MISSING)
     words = column[~missing]
-    if words.str.match(r"^[+-]?(?:0\d|\d{16})").any():  # 0012, or a barcode with more digits than a float holds
+    if words.str.match(r"^[+-]?(?:0\d|\d{16,}$)").any():  # 0012, or a barcode with more digits than a float holds
         return column.mask(column == "")
     numbers = pd.to_numeric(words, errors="coerce")
     if numbers.isna().any() or words.empty:

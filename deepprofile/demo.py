@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from cytominer_tools.files import atomic_folder, atomic_path
+from cytominer_tools.files import atomic_folder, atomic_path, locked, sweep
 from deepprofile.simulator import simulate
 from deepprofile.study import Study, read_study
 from deepprofile.work import log
@@ -29,6 +29,13 @@ scores: {select: "Metadata_Compound != 'DMSO'"}
 def prepare_demo(folder: Path) -> Study:
     """Simulate the demo's images into `folder` and write its study.yaml, unless they are there; return the study."""
     folder = Path(folder)
+    with locked(folder):
+        sweep(folder, below=False)
+        _simulate(folder)
+    return read_study(folder)
+
+
+def _simulate(folder: Path) -> None:
     if not (folder / "images").exists():
         log.info("demo: simulating 3 plates of microscope images in %s", folder / "images")
         with atomic_folder(folder / "images") as images:
@@ -36,4 +43,3 @@ def prepare_demo(folder: Path) -> Study:
     if not (folder / "study.yaml").exists():
         with atomic_path(folder / "study.yaml") as path:
             path.write_text(_STUDY, "utf-8")
-    return read_study(folder)

@@ -3,6 +3,7 @@
 import json
 import platform
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ import pyarrow as pa
 from cytominer_tools.columns import PLATE, SITE, WELL
 from cytominer_tools.errors import InputError
 from cytominer_tools.files import atomic_path, safe_name
-from cytominer_tools.manifest import PlateTable
+from cytominer_tools.manifest import Part, PlateTable
 from deepprofile.images import read_site
 from deepprofile.index import image_fingerprint, load_index, site_paths, site_rows, sites_by_well
 from deepprofile.intensities import read_levels
@@ -123,26 +124,28 @@ def profile_cells(study: Study, *, strict: bool = False) -> Done:
     """
     index = load_index(study)
     extractor, card = load_extractor(study)
-    settings = {name: card[name] for name in ("network", "options", "weights_hash", "layer", "preprocess", "runtime")}
+    settings = feature_settings(study) | {name: card[name] for name in ("weights_hash", "runtime")}
     with study.writing(), progress("profile", len(index), "sites") as advance:
         with atomic_path(study.features / "card.json") as path:
             path.write_text(json.dumps(card, indent=1) + "\n", "utf-8")
         plates = [_open(study, index, name, settings) for name in index[PLATE].unique()]
-        todo = [well for plate in plates for well in _stale(study, plate)]
+        todo = [well for plate in plates for well in _stale(study, plate, strict)]
         made = len(todo)
         advance(len(index) - sum(len(well.plate.sites[well.name]) for well in todo))
         images = map_ahead(lambda job: _read(study, job, strict), _jobs(todo), 2 * workers())
-        for batch in in_background(_batches(images, study.preprocess, study.profile.batch, advance), 2):
-            if batch.crops is not None:
-                features, start = extractor(batch.crops), 0
-                for well, n in batch.rows:
-                    well.features.append(features[start : start + n].copy())
-                    start += n
-            for well in batch.ended:
-                well.plate.table.write(well.name, well.key, _table(well, extractor.width, card), well.skipped)
-                well.plate.left -= 1
-                if not well.plate.left:
-                    well.plate.table.finish(well.plate.sites)
+        # closed whatever happens: an error that a notebook keeps would keep the reading threads and their images
+        with closing(in_background(_batches(images, study.preprocess, study.profile.batch, advance), 2)) as batches:
+            for batch in batches:
+                if batch.crops is not None:
+                    features, start = extractor(batch.crops), 0
+                    for well, n in batch.rows:
+                        well.features.append(features[start : start + n].copy())
+                        start += n
+                for well in batch.ended:
+                    well.plate.table.write(well.name, well.key, _table(well, extractor.width, card), well.skipped)
+                    well.plate.left -= 1
+                    if not well.plate.left:
+                        well.plate.table.finish(well.plate.sites)
     parts = [part for plate in plates for part in plate.table.manifest.parts.values()]
     skipped = tuple(row for part in parts for row in part.skipped)
     rows = sum(part.rows for part in parts)
@@ -188,6 +191,13 @@ def load_extractor(study: Study) -> tuple[Extractor, dict[str, Any]]:
     return extractor, card
 
 
+def feature_settings(study: Study) -> dict[str, Any]:
+    """What study.yaml says about features; the weights and the runtime are known once the network is built."""
+    chosen = study.profile
+    preprocess = json.loads(study.preprocess.model_dump_json())
+    return {"network": chosen.network, "options": chosen.options, "layer": chosen.layer, "preprocess": preprocess}
+
+
 def plate_features(study: Study, plate: str) -> PlateTable:
     """The features of `plate`, as far as they are made."""
     return PlateTable(study.features / safe_name(plate), STAGE)
@@ -204,19 +214,27 @@ def _open(study: Study, index: pd.DataFrame, name: str, settings: dict[str, Any]
     return _Plate(name, table, located, sites, levels)
 
 
-def _stale(study: Study, plate: _Plate) -> list[_Well]:
-    """The wells of `plate` that are not current; a plate without any is brought into its final form."""
+def _stale(study: Study, plate: _Plate, strict: bool) -> list[_Well]:
+    """The wells of `plate` that are not current; a plate without any is brought into its final form.
+
+    With `strict` a well that was made without one of its sites is not current either.
+    """
     todo = []
     for well, sites in plate.sites.items():
         levels = None if plate.levels is None else plate.levels.tolist()
         inputs = [image_fingerprint(study, sites), plate.located.manifest.parts[well].key, levels]
         key = plate.table.manifest.key(inputs)
-        if not plate.table.manifest.is_current(well, key):
+        current = plate.table.manifest.is_current(well, key)
+        if not current or (strict and _lacks_site(plate.table.manifest.parts[well])):
             todo.append(_Well(plate, well, key))
     plate.left = len(todo)
     if not todo:
         plate.table.finish(plate.sites)
     return todo
+
+
+def _lacks_site(part: Part) -> bool:
+    return any(not what.endswith(" cells") for what, _ in part.skipped)  # single cells are left out in good sites too
 
 
 def _jobs(todo: list[_Well]) -> Iterator[_Job]:

@@ -33,6 +33,8 @@ def read_image(path: Path) -> np.ndarray:
     try:
         # tifffile knows every compression; OpenCV decodes PNG and JPEG several times faster than scikit-image
         image = tifffile.imread(path) if suffix.startswith(".tif") else _decode(path)
+        if not image.size:  # what tifffile makes of a file that is cut off before its directory
+            raise ValueError("no image data")
     except Exception as error:  # a damaged file makes decoders raise almost anything
         raise InputError(f"{path}: cannot be read, truncated or damaged ({_line(error)}); copy it again") from error
     image = np.squeeze(image)
@@ -80,9 +82,10 @@ def read_site(paths: Mapping[str, Path], size: Sequence[int] | None = None) -> n
 
 
 def _decode(path: Path) -> np.ndarray:
-    image = cv2.imdecode(
-        np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED
-    )  # imread fails on non-ASCII paths on Windows
+    raw = np.fromfile(path, np.uint8)  # cv2.imread fails on non-ASCII paths on Windows
+    # OpenCV before 5 fills what is cut off a JPEG with grey, and says nothing
+    whole = path.suffix.lower() == ".png" or b"\xff\xd9" in raw[-1024:].tobytes()
+    image = cv2.imdecode(raw, cv2.IMREAD_UNCHANGED) if whole else None
     if image is None:
         raise ValueError("no image data")
     return image

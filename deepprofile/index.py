@@ -80,10 +80,10 @@ def read_index(study: Study) -> tuple[pd.DataFrame, list[Problem]]:
         table = scan_folder(study.image_root, study.images.pattern, study.channels)
     else:
         path = study.path(str(study.images.index))
-        place, table = str(path), read_table(path)
+        place, table = str(path), read_table(path, metadata=True)
+    require_columns(table, [PLATE, WELL], place)
     for name in study.images.metadata:
         table = _joined(table, study.path(name))
-    require_columns(table, [PLATE, WELL], place)
     if SITE not in table:
         table[SITE] = "1"  # one image a well; two of them are found as duplicates below
     columns = list(study.channels.values()) if study.images.folder is None else list(study.channels)
@@ -93,13 +93,13 @@ def read_index(study: Study) -> tuple[pd.DataFrame, list[Problem]]:
         raise InputError(f"{place}: {said}; `channels` in study.yaml names a column of image paths per channel")
     paths = table[columns].set_axis(list(study.channels), axis="columns")
     table = table.drop(columns=[c for c in table.columns if c in columns])
-    table.columns = [name if str(name).startswith(METADATA) else f"{METADATA}{name}" for name in table.columns]
+    table.columns = _prefixed(table, place)
     problems = [*_absent(study, table, place), *_number_problems(study, table)]
     wells = table[WELL].map({well: _well(well) for well in table[WELL].unique()})
     problems += [
         Problem(f"{place} row {i + 2}", f"{table[WELL].iloc[i]!r} is not a well such as A01")
         for i in range(len(table))
-        if wells.iloc[i] is None
+        if pd.isna(wells.iloc[i])
     ]
     table[WELL] = wells.fillna(table[WELL])
     for name in (PLATE, SITE):
@@ -224,18 +224,28 @@ def guess_pattern(folder: Path) -> str:
 
 
 def _joined(table: pd.DataFrame, path: Path) -> pd.DataFrame:
-    more = read_table(path)
-    more.columns = [name if str(name).startswith(METADATA) else f"{METADATA}{name}" for name in more.columns]
-    more = more.rename(columns={"Metadata_plate": PLATE, "Metadata_well": WELL, "Metadata_well_position": WELL})
+    more = read_table(path, metadata=True)
+    usual = {"plate": PLATE, "well": WELL, "well_position": WELL}
+    more = more.rename(columns=usual | {f"{METADATA}{name}": key for name, key in usual.items()})
+    more.columns = _prefixed(more, str(path))
     require_columns(more, [WELL], str(path))
+    if PLATE in more:
+        more[PLATE] = more[PLATE].astype(str)  # a column called plate may have been read as numbers
     on = [name for name in (PLATE, WELL) if name in more]
     for side in (table, more):
         side["_well"] = side[WELL].map({well: _well(well) or well for well in side[WELL].unique()})
     keys = [n for n in on if n != WELL] + ["_well"]
     if (twice := more[more.duplicated(keys)]).shape[0]:
-        raise InputError(f"{path}: well {twice[WELL].iloc[0]} stands in it {len(twice) + 1} times; keep one row a well")
+        raise InputError(f"{path}: well {twice[WELL].iloc[0]} stands in it more than once; keep one row a well")
     new = [c for c in more.columns if c not in table.columns]
     return table.merge(more[[*keys, *new]], on=keys, how="left", validate="m:1").drop(columns="_well")
+
+
+def _prefixed(table: pd.DataFrame, place: str) -> list[str]:
+    names = [name if name.startswith(METADATA) else f"{METADATA}{name}" for name in map(str, table.columns)]
+    if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+        raise InputError(f"{place}: two columns for {twice[0]}; remove one, or rename it")
+    return names
 
 
 def _absent(study: Study, table: pd.DataFrame, place: str) -> list[Problem]:

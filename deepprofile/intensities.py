@@ -1,6 +1,8 @@
 """The range of counts of each plate and channel, over its control wells, in one pass of bounded memory."""
 
+import math
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -46,17 +48,18 @@ class Counts:
             counts += np.bincount(_bins(image[..., channel]).ravel(), minlength=len(counts))
 
     def percentiles(self, q: tuple[float, ...]) -> np.ndarray:
-        """The smallest value with at least q percent of the pixels at or below it.
+        """The smallest value with at least q percent of the pixels at or below it; 0 where none was counted.
 
         Returns
         -------
         float32 array, shape (len(q), channels)
         """
         if self.counts is None or self.dtype is None:
-            raise InputError("no image was counted")
+            return np.zeros((len(q), self.channels), np.float32)
         reached = self.counts.cumsum(axis=1)
-        total = reached[0, -1]
-        ranks = [max(1, int(np.ceil(share / 100 * total))) for share in q]
+        total = int(reached[0, -1])
+        # exact, as 0.9 / 100 * 1000 is a little over 9
+        ranks = [max(1, math.ceil(Fraction(str(share)) * total / 100)) for share in q]
         bins = np.array([[np.searchsorted(row, rank) for row in reached] for rank in ranks])
         return _values(bins) if self.dtype == np.float32 else bins.astype(np.float32)
 
@@ -64,28 +67,33 @@ class Counts:
 def measure_intensities(study: Study, *, strict: bool = False) -> Done:
     """Write illumination/PLATE.npz with the low and high count of each channel (`crops.percentiles`).
 
-    Over the control wells of a plate, or all its wells where it has none. A site that cannot be read is left out;
-    the stages that follow report it.
+    Over the control wells of a plate, or all its wells where none can be read. A site that cannot be read is left
+    out; the stages that follow report it.
 
     Raises
     ------
     InputError
-        No site of a plate can be read, or, with `strict`, any cannot.
+        With `strict`, a site cannot be read.
     """
     index = load_index(study)
-    manifest = Manifest.read(study.root / STAGE, STAGE)
     with study.writing():
+        manifest = Manifest.read(study.root / STAGE, STAGE)
         for change in manifest.expect(_settings(study)):
             log.info("illumination: %s: it runs again", change)
         made = 0
         plates = index[PLATE].unique()
         with progress(STAGE, len(plates), "plates") as advance:
             for plate in plates:
-                sites, controls = _control_sites(study, index[index[PLATE] == plate])
-                key = manifest.key([controls, image_fingerprint(study, sites)])
+                sites = index[index[PLATE] == plate]
+                controls = _control_sites(study, sites)
+                key = manifest.key(image_fingerprint(study, controls))
                 name = f"{safe_name(plate)}.npz"
                 if not manifest.is_current(plate, key):
-                    counts, skipped = _count(study, sites, strict)
+                    counts, skipped = _count(study, controls, strict)
+                    if len(skipped) == len(controls) < len(sites):
+                        counts, skipped = _count(study, sites, strict)
+                    if len(skipped) == len(sites):
+                        log.warning("illumination: plate %s: none of its sites can be read: %s", plate, skipped[0][1])
                     with atomic_path(manifest.folder / name) as path, path.open("wb") as file:
                         np.savez(file, levels=counts.percentiles(study.crops.percentiles))
                     manifest.record(plate, key, name, len(sites) - len(skipped), skipped)
@@ -114,9 +122,9 @@ def _settings(study: Study) -> dict[str, Any]:
     return {"percentiles": list(study.crops.percentiles), "channels": study.channels, "size": size}
 
 
-def _control_sites(study: Study, sites: pd.DataFrame) -> tuple[pd.DataFrame, bool]:
+def _control_sites(study: Study, sites: pd.DataFrame) -> pd.DataFrame:
     chosen = sites[select(sites, study.controls)] if study.controls else sites.iloc[:0]
-    return (chosen, True) if len(chosen) else (sites, False)
+    return chosen if len(chosen) else sites
 
 
 def _count(study: Study, sites: pd.DataFrame, strict: bool) -> tuple[Counts, list[tuple[str, str]]]:
@@ -137,8 +145,6 @@ def _count(study: Study, sites: pd.DataFrame, strict: bool) -> tuple[Counts, lis
             skipped.append((f"{row[WELL]} site {row[SITE]}", str(image)))
         else:
             counts.add(image)
-    if len(skipped) == len(rows):
-        raise InputError(f"plate {rows[0][PLATE]}: none of {len(rows)} site(s) can be read; the first: {skipped[0][1]}")
     return counts, skipped
 
 

@@ -63,8 +63,11 @@ def locate_cells(study: Study, *, strict: bool = False) -> Done:
             for change in table.manifest.expect(settings):
                 log.info("locate: plate %s: %s: it runs again", plate, change)
             keys = {well: table.manifest.key(_inputs(study, sites)) for well, sites in wells.items()}
-            todo = [well for well in wells if not table.manifest.is_current(well, keys[well])]
-            advance(sum(len(wells[w]) for w in wells if w not in todo))
+            current = [well for well in wells if table.manifest.is_current(well, keys[well])]
+            if strict:  # a bad site of an earlier run is read again, and refused
+                current = [well for well in current if not table.manifest.parts[well].skipped]
+            todo = [well for well in wells if well not in current]
+            advance(sum(len(wells[well]) for well in current))
             queue = [row for well in todo for row in site_rows(wells[well])]
             found = map_ahead(lambda row: _find(study, locate, row), queue, 2 * workers())
             for well in todo:
@@ -166,10 +169,11 @@ def _find(study: Study, locate: Any, row: Mapping[str, str]) -> _Site:
             return _Site(row, read_located(study, row))
         channel = _channel(study)
         image = read_site({channel: site_paths(study, row)[channel]}, study.images.size)
-        pixels, size = image.astype(np.float32), study.images.pixel_size_um
-        cells, _ = locate(pixels, channels=(channel,), pixel_size_um=size, **study.locate.params)
     except InputError as error:
         return _Site(row, None, str(error))
+    pixels, size = image.astype(np.float32), study.images.pixel_size_um
+    # the image is sound, so what the locator refuses is a parameter, and would be refused at every site
+    cells, _ = locate(pixels, channels=(channel,), pixel_size_um=size, **study.locate.params)
     return _Site(row, cells)
 
 

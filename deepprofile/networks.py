@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -97,13 +98,13 @@ def load_weights(model: keras.Model, path: Path) -> None:
         No such file, not readable, or layers that it lacks or holds in another shape.
     """
     if not path.is_file():
-        raise InputError(f"{path}: no such weights file; profile.weights is none, imagenet or a file")
+        raise InputError(f"{path}: no such weights file; profile.weights is imagenet or a file, and left out for none")
     try:
         if path.suffix == ".keras":
             donor = keras.saving.load_model(path, compile=False, safe_mode=True)
             _copy_by_name(model, donor, path)
         elif path.name.endswith(".weights.h5"):
-            model.load_weights(path)
+            _load(model, path)
         elif path.suffix in (".h5", ".hdf5"):
             _load_legacy(model, path)
         else:
@@ -151,4 +152,16 @@ def _load_legacy(model: keras.Model, path: Path) -> None:
     needed = [layer.name for layer in model.layers if layer.trainable_weights and layer.name != "logits"]
     if lacking := [name for name in needed if name not in known]:
         raise InputError(f"{path}: it lacks {len(lacking)} layer(s) of {model.name}, first {lacking[0]!r}")
-    model.load_weights(path, by_name=True)
+    _load(model, path, by_name=True)
+
+
+def _load(model: keras.Model, path: Path, **how: bool) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # what Keras tries again before it raises
+        try:
+            model.load_weights(path, **how)
+        except ValueError:
+            if model.layers[-1].name != "logits":
+                raise
+            # perhaps the head has other classes; all before it must fit
+            keras.Model(model.input, model.layers[-1].input).load_weights(path, **how)

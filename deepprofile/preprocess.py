@@ -83,7 +83,8 @@ class Preprocess(Crops, frozen=True):
             assert levels is not None, "plate_control needs the plate's levels"
             low, high = np.asarray(levels, np.float32)
             scaled -= low
-            scaled /= np.maximum(high - low, np.finfo(np.float32).tiny)
+            with np.errstate(over="ignore"):  # where the plate is flat, infinity is clipped to 1
+                scaled /= np.maximum(high - low, np.finfo(np.float32).tiny)
             np.clip(scaled, 0, 1, out=scaled)
         elif np.issubdtype(image_type, np.integer):
             scaled /= np.float32(np.iinfo(image_type).max)

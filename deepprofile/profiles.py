@@ -15,7 +15,7 @@ from cytominer_tools.frames import consensus, spherize
 from cytominer_tools.manifest import Manifest, digest
 from cytominer_tools.queries import select
 from cytominer_tools.tables import read_table, write_table
-from deepprofile.features import plate_features
+from deepprofile.features import feature_settings, plate_features
 from deepprofile.index import constant_metadata, load_index, sites_by_well
 from deepprofile.study import Study
 from deepprofile.work import Done, log
@@ -36,20 +36,23 @@ def aggregate_wells(study: Study) -> Done:
     index = load_index(study)
     plates = index[PLATE].unique()
     tables = {plate: plate_features(study, plate) for plate in plates}
+    wells_of = {plate: list(sites_by_well(index, plate)) for plate in plates}
     for plate, table in tables.items():
-        table.manifest.require(sites_by_well(index, plate), table.manifest.settings, "deepprofile profile")
+        # all but the hash of the weights, for which the network would have to be built
+        settings = table.manifest.settings | feature_settings(study)
+        table.manifest.require(wells_of[plate], settings, "deepprofile profile")
     by = [PLATE, WELL]
     metadata = index.groupby(by, sort=True)[constant_metadata(index, by)].first().reset_index()
-    parts = {plate: {well: p.key for well, p in table.manifest.parts.items()} for plate, table in tables.items()}
+    parts = {plate: {well: tables[plate].manifest.parts[well].key for well in wells_of[plate]} for plate in plates}
     inputs = [parts, study.profiles.operation, metadata.to_json()]
     reduce = group_median if study.profiles.operation == "median" else group_mean
 
     def make() -> tuple[pd.DataFrame, list[tuple[str, str]]]:
         rows, keys, empty = [], [], []
         for plate, table in tables.items():
-            for well in sorted(table.manifest.parts):
+            for well in wells_of[plate]:
                 cells = table.read(well, ["features"])["features"].combine_chunks()
-                values = np.asarray(cells.flatten()).reshape(len(cells), -1)
+                values = np.asarray(cells.flatten()).reshape(len(cells), cells.type.list_size)
                 if len(cells):
                     rows.append(reduce(values, np.zeros(len(values), np.int64))[0])
                     keys.append((plate, well, len(values)))
@@ -143,7 +146,6 @@ def score_profiles(study: Study) -> Done:
         return Done("score", 0, 1, done.parts["scores.csv"].rows, "scores")
     tables, selections = [], []
     with study.writing():
-        folder.mkdir(parents=True, exist_ok=True)
         for name, profiles, label, exclude, within in levels:
             features = _features(profiles)
             found = _score(study, profiles, str(label), exclude, within)
@@ -154,9 +156,11 @@ def score_profiles(study: Study) -> Done:
             tables.append(found.table.assign(profiles=name))
             selections.append(found.selection.assign(profiles=name))
             write_table(found.queries, folder / f"queries_{name}.csv")
-            if len(profiles) > 1:
-                title = f"Cosine similarity of {len(profiles)} {'wells' if name == 'replicates' else 'treatments'}"
-                _save(similarity_figure(profiles, str(label), features, title=title), folder / f"similarity_{name}.png")
+            # the median of two controls is where spherizing puts zero, and zero has no direction
+            drawn = profiles[(profiles[features] != 0).any(axis=1)]
+            if len(drawn) > 1:
+                title = f"Cosine similarity of {len(drawn)} {'wells' if name == 'replicates' else 'treatments'}"
+                _save(similarity_figure(drawn, str(label), features, title=title), folder / f"similarity_{name}.png")
         table = _first("profiles", pd.concat(tables, ignore_index=True))
         write_table(_first("profiles", pd.concat(selections, ignore_index=True)), folder / "selection.csv")
         with atomic_path(folder / "scores.json") as path:

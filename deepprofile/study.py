@@ -166,6 +166,7 @@ class Study(Section):
     def writing(self) -> Iterator[None]:
         """Hold the study for this process and clear away what a killed one left half-written."""
         with locked(self.root):
+            sweep(self.root, below=False)  # not below: there may be a million images
             for folder in STAGES:
                 sweep(self.root / folder)
             yield
@@ -185,7 +186,7 @@ def read_study(path: str | Path) -> Study:
     if "root" in found:
         raise InputError(f"{path}: unknown key root; image paths start from images.root")
     try:
-        return Study(root=path.parent, **found)
+        return Study.model_validate({"root": path.parent, **found})  # a key may be a number
     except ValidationError as bad:
         rows = [f"{_place(e['loc'])}: {_words(e)}" for e in bad.errors()]
         raise InputError("\n  ".join([f"{path} has {len(rows)} problem(s)", *rows])) from None

@@ -5,7 +5,7 @@ import os
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class Done:
 
     def __str__(self) -> str:
         parts = f"{self.made} made, {self.kept} current" if self.kept else f"{self.made} made"
-        left = f"; {len(self.skipped)} site(s) left out" if self.skipped else ""
+        left = f"; {len(self.skipped)} left out" if self.skipped else ""
         return f"{self.stage}: {self.rows:,} {self.unit} ({parts}){left}"
 
 
@@ -55,7 +55,7 @@ def map_ahead(function: Callable[[T], R], items: Iterable[T], ahead: int) -> Ite
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def in_background(items: Iterable[T], ahead: int) -> Iterator[T]:
+def in_background(items: Iterable[T], ahead: int) -> Generator[T, None, None]:
     """The same items, made by one thread that stays at most `ahead` of them in front."""
     queue: Queue[tuple[bool, T | BaseException | None]] = Queue(ahead)
     stop = threading.Event()

@@ -1,4 +1,4 @@
-"""YAML in: the YAML 1.2 core schema, less the numbers with leading zeros, so that an identifier stays what it is."""
+"""YAML in: null, true, false and plain decimal numbers of YAML 1.2; the rest is text, identifiers included."""
 
 import re
 from pathlib import Path
@@ -45,6 +45,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
         found = reader.load(path.read_text("utf-8-sig"))
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{path}: no such file; `deepprofile init` writes one") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read, {error.strerror}") from None
+    except RecursionError:
+        raise InputError(f"{path}: nested too deeply; mend the YAML") from None
     except (YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}: " if mark else ""

@@ -338,7 +338,7 @@ class TopPairs:
         if not b + d:
             return f"all of the {self.n_pairs} pairs share a label"
         if not a + b:
-            return f"no pair is above the threshold: the highest similarities tie at {threshold:.4g}"
+            return f"no pair is above the threshold: the highest similarities tie at {threshold + 0.0:.4g}"
         where = "above the threshold"
         if not b:
             return f"infinite: {f'the one pair {where} is a match' if a == 1 else f'all {a} pairs {where} are matches'}"

@@ -96,8 +96,9 @@ def check(study: Path, as_json: bool) -> None:
         for level in ("error", "warning"):
             rows = [f"  {problem}" for problem in problems if problem.level == level]
             if rows:
-                click.echo("\n".join([f"{len(rows)} {level}(s)", *rows]))
-        click.echo("Nothing is wrong." if not problems else "Nothing keeps it from running." if not errors else "")
+                click.echo("\n".join([f"{len(rows)} {level}(s)", *_first(rows, "with --json", 30)]))
+        if not errors:
+            click.echo("Nothing keeps it from running." if problems else "Nothing is wrong.")
     sys.exit(2 if errors else 0)
 
 
@@ -175,19 +176,22 @@ def _study(path: Path) -> "Study":
 def _report(steps: "Iterable[Done]", as_json: bool) -> None:
     rows = []
     left: dict[tuple[str, str], None] = {}
-    for done in steps:
-        rows.append({**vars(done), "skipped": [list(row) for row in done.skipped]})
-        left |= dict.fromkeys(done.skipped)
-        if not as_json:
-            click.echo(str(done))
-    if as_json:
-        click.echo(json.dumps(rows, indent=1))
-    elif left:
-        click.echo(f"Left out ({len(left)}):")
-        for what, why in list(left)[:10]:
-            click.echo(f"  {what}: {why}")
-        if len(left) > 10:
-            click.echo(f"  ... and {len(left) - 10} more, in the manifests")
+    try:
+        for done in steps:
+            rows.append({**vars(done), "skipped": [list(row) for row in done.skipped]})
+            left |= dict.fromkeys(done.skipped)
+            if not as_json:
+                click.echo(str(done))
+    finally:  # what was left out explains many an error
+        if as_json:
+            click.echo(json.dumps(rows, indent=1))
+        elif left:
+            shown = [f"  {what}: {why}" for what, why in left]
+            click.echo("\n".join([f"Left out ({len(left)}):", *_first(shown, "in the manifests")]))
+
+
+def _first(rows: list[str], where: str, most: int = 10) -> list[str]:
+    return rows if len(rows) <= most else [*rows[:most], f"  ... and {len(rows) - most} more, {where}"]
 
 
 def _show_scores(study: "Study") -> None:

@@ -9,7 +9,6 @@ from cytominer_tools import aggregate, consensus, spherize
 from cytominer_tools.errors import InputError, ProfileWarning
 
 DATA = Path(os.environ.get("DEEPPROFILE_DATA", Path(__file__).parents[3] / "shared" / "data"))
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"no data at {DATA}; set DEEPPROFILE_DATA")
 
 
 def cells():
@@ -123,7 +122,6 @@ def lincs():
 
 
 @pytest.mark.data
-@needs_data
 @pytest.mark.parametrize(
     ("operation", "total", "absolute", "norm", "dmso"),
     [
@@ -141,7 +139,6 @@ def test_aggregate_matches_pycytominer(lincs, operation, total, absolute, norm, 
 
 
 @pytest.mark.data
-@needs_data
 def test_groups_without_a_moa_stay(lincs):
     result = aggregate(lincs, ["Metadata_broad_sample", "Metadata_moa"])
     assert len(result) == 59
@@ -149,7 +146,6 @@ def test_groups_without_a_moa_stay(lincs):
 
 
 @pytest.mark.data
-@needs_data
 @pytest.mark.parametrize(("operation", "total"), [("median", -2192.650693525), ("mean", -2139.046204794168)])
 def test_consensus_matches_pycytominer(lincs, operation, total):
     result = consensus(lincs, ["Metadata_broad_sample", "Metadata_mg_per_ml"], operation)
@@ -238,7 +234,6 @@ def nsc_accuracy(profiles):
 
 
 @pytest.mark.data
-@needs_data
 @pytest.mark.parametrize(
     ("ridge", "operation", "accuracy"), [(1.0, "mean", 0.932), (1.0, "median", 0.932), (1e-6, "mean", 0.845)]
 )

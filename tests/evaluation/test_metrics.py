@@ -118,8 +118,6 @@ def test_enrichment_counts_agree_with_a_list_of_pairs(seed, levels, columns, per
 @pytest.mark.data
 def test_cytominer_eval_agrees_on_a_real_plate():
     path = DATA / "lincs_plate_SQ00015054" / "SQ00015054_normalized_feature_select.csv.gz"
-    if not path.is_file():
-        pytest.skip(f"{path} is absent; set DEEPPROFILE_DATA")
     table = pd.read_csv(path, low_memory=False)
     similarity = pearson(table[[name for name in table if not name.startswith("Metadata_")]].to_numpy())
     labels = {

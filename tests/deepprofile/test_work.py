@@ -1,0 +1,155 @@
+import threading
+import time
+
+import pytest
+
+from deepprofile.work import Done, in_background, map_ahead, progress
+
+
+def wait_until(condition):
+    end = time.monotonic() + 5
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.002)
+    return condition()
+
+
+# --- map_ahead
+@pytest.mark.parametrize("ahead", [0, 1, 4, 99])
+def test_results_come_in_order_however_long_each_takes(ahead):
+    def slow(i):
+        time.sleep(0.002 * (5 - i % 6))
+        return i * i
+
+    assert list(map_ahead(slow, range(20), ahead)) == [i * i for i in range(20)]
+    assert list(map_ahead(slow, [], ahead)) == []
+
+
+@pytest.mark.parametrize("ahead", [0, 3])
+def test_no_more_is_in_memory_than_was_said(ahead):
+    asked, taken, most = [], 0, 0
+
+    def items():
+        for i in range(30):
+            asked.append(i)
+            yield i
+
+    for _ in map_ahead(lambda i: i, items(), ahead):
+        taken += 1
+        most = max(most, len(asked) - taken)
+    assert (taken, most) == (30, ahead)
+
+
+def test_items_are_made_before_they_are_asked_for():
+    done = []
+    results = map_ahead(done.append, range(9), 3)
+    next(results)
+    assert wait_until(lambda: len(done) == 4)
+
+
+def test_an_error_comes_in_its_place_and_ends_the_work():
+    seen, asked = [], []
+
+    def work(i):
+        asked.append(i)
+        if i == 3:
+            raise ValueError("site 3")
+        return i
+
+    with pytest.raises(ValueError, match="site 3"):  # noqa: PT012
+        for value in map_ahead(work, range(100), 2):
+            seen.append(value)
+    assert seen == [0, 1, 2]
+    assert len(asked) < 10
+
+
+def test_an_error_of_the_items_is_told():
+    def items():
+        yield 1
+        raise OSError("index")
+
+    with pytest.raises(OSError, match="index"):
+        list(map_ahead(str, items(), 0))
+
+
+def test_an_early_end_leaves_no_thread():
+    before = threading.active_count()
+    results = map_ahead(str, range(50), 4)
+    next(results)
+    results.close()
+    assert wait_until(lambda: threading.active_count() == before)
+
+
+# --- in_background
+def test_the_same_items_in_the_same_order():
+    assert list(in_background(iter(range(50)), 2)) == list(range(50))
+    assert list(in_background([], 2)) == []
+    assert list(in_background([None, False, None], 1)) == [None, False, None]
+
+
+def test_another_thread_makes_them_and_stays_close():
+    names, made = set(), []
+
+    def items():
+        for i in range(20):
+            names.add(threading.current_thread().name)
+            made.append(i)
+            yield i
+
+    results = in_background(items(), 2)
+    assert next(results) == 0
+    assert wait_until(lambda: len(made) == 4)  # one taken, two wait, one is held by the thread
+    time.sleep(0.05)
+    assert len(made) == 4
+    assert list(results) == list(range(1, 20))
+    assert names != {threading.current_thread().name}
+
+
+def test_an_error_comes_after_the_items_before_it():
+    def items():
+        yield 1
+        raise KeyError("well")
+
+    results = in_background(items(), 5)
+    assert next(results) == 1
+    with pytest.raises(KeyError, match="well"):
+        next(results)
+
+
+def test_an_early_close_ends_the_thread_and_closes_the_items():
+    closed = []
+
+    def items():
+        try:
+            yield from range(1000)
+        finally:
+            closed.append(threading.current_thread())
+
+    before = threading.active_count()
+    results = in_background(items(), 1)
+    next(results)
+    results.close()
+    assert len(closed) == 1
+    assert closed[0] is not threading.current_thread()
+    assert threading.active_count() == before
+
+
+def test_an_error_of_the_consumer_ends_the_thread():
+    before = threading.active_count()
+    with pytest.raises(RuntimeError):  # noqa: PT012
+        for _ in in_background(iter(range(1000)), 1):
+            raise RuntimeError
+    assert wait_until(lambda: threading.active_count() == before)
+
+
+# --- what is said
+def test_what_a_stage_says_at_its_end():
+    assert str(Done("locate", 3, 0, 1234, "cells")) == "locate: 1,234 cells (3 made)"
+    assert (
+        str(Done("locate", 1, 2, 5, "cells", (("A01", "flat"),))) == "locate: 5 cells (1 made, 2 current); 1 left out"
+    )
+
+
+def test_no_bar_where_nobody_looks(capsys):
+    with progress("locate", 3, "sites") as advance:
+        advance(3)
+    assert capsys.readouterr() == ("", "")

@@ -1,0 +1,104 @@
+"""Which package may import which, what an import costs, and what each package offers."""
+
+import ast
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# each may import itself and what stands below it
+FLOORS = ("plugins", "deepprofile", "evaluation", "cytominer_tools")
+HEAVY = {"keras", "tensorflow", "torch", "pandas", "numpy"}
+BACKENDS = {"tensorflow", "torch", "jax"}
+PUBLIC = {
+    "cytominer_tools": [
+        *(
+            "InputError",
+            "ProfileWarning",
+            "Spherize",
+            "aggregate",
+            "consensus",
+            "read_table",
+            "spherize",
+            "write_table",
+        ),
+    ],
+    "deepprofile": [
+        *("Preprocess", "Study", "aggregate_wells", "build_network", "check_study", "consensus_profiles", "init_study"),
+        *("load_index", "locate_cells", "measure_intensities", "profile_cells", "read_study", "register", "run_study"),
+        *("score_profiles", "simulate", "spherize_wells"),
+    ],
+    "evaluation": [
+        *("Scores", "cosine", "enrichment", "precision_at_r", "score", "score_figure", "similarity_figure"),
+    ],
+    "plugins": [],
+}
+
+
+def imported(path):
+    """(line, top-level package) of every import in a file, those inside functions too."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name.split(".")[0]) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.lineno, path.relative_to(ROOT).parts[0] if node.level else str(node.module).split(".")[0]
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in (
+            "import_module",
+            "importlib.import_module",
+            "__import__",
+        ):
+            name = node.args[0].values[0] if isinstance(node.args[0], ast.JoinedStr) else node.args[0]  # f"package.{x}"
+            yield node.lineno, name.value.split(".")[0] if isinstance(name, ast.Constant) else "a computed name"
+
+
+def refused(package):
+    above = set(FLOORS[: FLOORS.index(package)])
+    return (
+        above | BACKENDS | ({"keras"} if package in ("evaluation", "cytominer_tools") else set()) | {"a computed name"}
+    )
+
+
+@pytest.mark.parametrize("package", FLOORS)
+def test_imports_go_down(package):
+    paths = sorted((ROOT / package).rglob("*.py"))
+    assert paths
+    found = [(path, line, name) for path in paths for line, name in imported(path)]
+    bad = [f"{p.relative_to(ROOT)}:{line} imports {name}" for p, line, name in found if name in refused(package)]
+    assert not bad
+
+
+def test_the_walk_sees_imports_inside_functions(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    (tmp_path / "evaluation").mkdir()
+    path = tmp_path / "evaluation" / "a.py"
+    path.write_text(
+        "import numpy.linalg as n, os\ndef f():\n    from keras import ops\n    from .b import c\n"
+        "    import_module('deepprofile.cli')\n    __import__(x)\n    import_module(f'plugins.{x}')\n"
+    )
+    names = {name for _, name in imported(path)}
+    assert names == {"numpy", "os", "keras", "evaluation", "deepprofile", "plugins", "a computed name"}
+    assert names & refused("evaluation") == {"keras", "deepprofile", "plugins", "a computed name"}
+
+
+@pytest.mark.parametrize("package", ["cytominer_tools", "evaluation", "deepprofile", "plugins"])
+def test_an_import_is_light_and_quiet(package):
+    code = f"import sys, {package}; print(HEAVY & set(sys.modules))".replace("HEAVY", repr(HEAVY))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert (done.stdout, done.stderr) == ("set()\n", "")
+
+
+@pytest.mark.parametrize("package", FLOORS)
+def test_what_a_package_offers(package):
+    module = import_module(package)
+    names = [name for name in dir(module) if not name.startswith("_")]
+    assert sorted(names) == sorted(getattr(module, "__all__", names))
+    if package == "plugins":
+        return
+    assert names == PUBLIC[package]
+    for name in names:
+        assert getattr(module, name).__name__ == name
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = module.no_such_name
