@@ -11,9 +11,10 @@ from cytominer_tools.columns import PLATE, SITE, WELL
 from cytominer_tools.errors import InputError
 from cytominer_tools.queries import select
 from deepprofile.images import read_image
-from deepprofile.index import Problem, read_index, site_paths, site_rows
+from deepprofile.index import Problem, read_index
 from deepprofile.locations import read_located
 from deepprofile.registry import names
+from deepprofile.sites import site_paths, site_rows
 from deepprofile.study import Study
 from deepprofile.work import map_ahead, progress, workers
 

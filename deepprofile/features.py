@@ -15,11 +15,11 @@ from cytominer_tools.columns import PLATE, SITE, WELL
 from cytominer_tools.errors import InputError
 from cytominer_tools.files import atomic_path, safe_name
 from cytominer_tools.manifest import Part, PlateTable
-from deepprofile.images import read_site
-from deepprofile.index import image_fingerprint, load_index, site_paths, site_rows, sites_by_well
+from deepprofile.index import load_index, sites_by_well
 from deepprofile.intensities import read_levels
 from deepprofile.locations import X, Y, location_settings, plate_locations
 from deepprofile.preprocess import Preprocess
+from deepprofile.sites import image_fingerprint, site_image, site_rows
 from deepprofile.study import Study
 from deepprofile.work import Done, in_background, log, map_ahead, progress, workers
 
@@ -249,7 +249,7 @@ def _jobs(todo: list[_Well]) -> Iterator[_Job]:
 def _read(study: Study, job: _Job, strict: bool) -> _Job:
     if len(job.cells):
         try:
-            job.image = read_site(site_paths(study, job.row), study.images.size)
+            job.image = site_image(study, job.row)
         except InputError as error:
             if strict:
                 raise

@@ -11,7 +11,6 @@ import pandas as pd
 
 from cytominer_tools.columns import METADATA, PLATE, SITE, WELL, metadata_columns, require_columns, well_name
 from cytominer_tools.errors import InputError
-from cytominer_tools.manifest import fingerprint
 from cytominer_tools.tables import read_table, write_table
 from deepprofile.images import SUFFIXES
 from deepprofile.study import Study
@@ -123,22 +122,6 @@ def read_index(study: Study) -> tuple[pd.DataFrame, list[Problem]]:
     order = table[SITE].str.zfill(8)  # site 10 after site 9
     table = table.assign(_order=order).sort_values([PLATE, WELL, "_order"], kind="stable").drop(columns="_order")
     return table.reset_index(drop=True), problems
-
-
-def site_rows(sites: pd.DataFrame) -> list[dict[str, str]]:
-    """The rows of an index, or of a part of it, as mappings."""
-    return [{str(name): value for name, value in row.items()} for row in sites.to_dict("records")]
-
-
-def site_paths(study: Study, row: Mapping[str, str]) -> dict[str, Path]:
-    """The image file of each channel of one index row."""
-    return {channel: study.image_root / row[channel] for channel in study.channels}
-
-
-def image_fingerprint(study: Study, sites: pd.DataFrame) -> list[list[str | int]]:
-    """Fingerprint of the images of `sites`, relative to where their paths start."""
-    root = study.image_root
-    return fingerprint((root / row[channel] for row in site_rows(sites) for channel in study.channels), root)
 
 
 def scan_folder(folder: Path, pattern: str, channels: Mapping[str, str] | None = None) -> pd.DataFrame:

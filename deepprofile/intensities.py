@@ -13,8 +13,8 @@ from cytominer_tools.errors import InputError
 from cytominer_tools.files import atomic_path, safe_name
 from cytominer_tools.manifest import Manifest
 from cytominer_tools.queries import select
-from deepprofile.images import read_site
-from deepprofile.index import image_fingerprint, load_index, site_paths, site_rows
+from deepprofile.index import load_index
+from deepprofile.sites import image_fingerprint, site_image, site_rows
 from deepprofile.study import Study
 from deepprofile.work import Done, log, map_ahead, progress, workers
 
@@ -89,14 +89,16 @@ def measure_intensities(study: Study, *, strict: bool = False) -> Done:
                 key = manifest.key(image_fingerprint(study, controls))
                 name = f"{safe_name(plate)}.npz"
                 if not manifest.is_current(plate, key):
-                    counts, skipped = _count(study, controls, strict)
+                    measured = controls
+                    counts, skipped = _count(study, measured, strict)
                     if len(skipped) == len(controls) < len(sites):
-                        counts, skipped = _count(study, sites, strict)
-                    if len(skipped) == len(sites):
+                        measured = sites
+                        counts, skipped = _count(study, measured, strict)
+                    if len(skipped) == len(measured):
                         log.warning("illumination: plate %s: none of its sites can be read: %s", plate, skipped[0][1])
                     with atomic_path(manifest.folder / name) as path, path.open("wb") as file:
                         np.savez(file, levels=counts.percentiles(study.crops.percentiles))
-                    manifest.record(plate, key, name, len(sites) - len(skipped), skipped)
+                    manifest.record(plate, key, name, len(measured) - len(skipped), skipped)
                     made += 1
                 advance(1)
     rows = sum(manifest.parts[plate].rows for plate in plates)
@@ -133,7 +135,7 @@ def _count(study: Study, sites: pd.DataFrame, strict: bool) -> tuple[Counts, lis
 
     def read(row: Mapping[str, str]) -> np.ndarray | InputError:
         try:
-            return read_site(site_paths(study, row), study.images.size)
+            return site_image(study, row)
         except InputError as error:
             return error
 

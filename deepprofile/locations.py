@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,9 @@ from cytominer_tools.errors import InputError
 from cytominer_tools.files import safe_name
 from cytominer_tools.manifest import PlateTable, fingerprint
 from cytominer_tools.tables import read_table
-from deepprofile.images import read_site
-from deepprofile.index import load_index, site_paths, site_rows, sites_by_well
+from deepprofile.index import load_index, sites_by_well
 from deepprofile.registry import load
+from deepprofile.sites import image_fingerprint, site_image, site_rows
 from deepprofile.study import Study
 from deepprofile.work import Done, log, map_ahead, progress, workers
 
@@ -69,16 +70,17 @@ def locate_cells(study: Study, *, strict: bool = False) -> Done:
             todo = [well for well in wells if well not in current]
             advance(sum(len(wells[well]) for well in current))
             queue = [row for well in todo for row in site_rows(wells[well])]
-            found = map_ahead(lambda row: _find(study, locate, row), queue, 2 * workers())
-            for well in todo:
-                sites = []
-                for _ in range(len(wells[well])):
-                    sites.append(next(found))
-                    advance(1)
-                bad = [(f"{plate} {well} site {s.row[SITE]}", s.why) for s in sites if s.cells is None]
-                if strict and bad:
-                    raise InputError(f"{bad[0][0]}: {bad[0][1]}")
-                table.write(well, keys[well], _table(sites), bad)
+            # closed whatever happens: the threads of an error that is kept would go on
+            with closing(map_ahead(lambda row: _find(study, locate, row), queue, 2 * workers())) as found:
+                for well in todo:
+                    sites = []
+                    for _ in range(len(wells[well])):
+                        sites.append(next(found))
+                        advance(1)
+                    bad = [(f"{plate} {well} site {s.row[SITE]}", s.why) for s in sites if s.cells is None]
+                    if strict and bad:
+                        raise InputError(f"{bad[0][0]}: {bad[0][1]}")
+                    table.write(well, keys[well], _table(sites), bad)
             table.finish(wells)
             made, kept = made + len(todo), kept + len(wells) - len(todo)
             for part in table.manifest.parts.values():
@@ -157,10 +159,9 @@ def _channel(study: Study) -> str:
 
 
 def _inputs(study: Study, sites: pd.DataFrame) -> list[Any]:
-    rows = site_rows(sites)
     if study.locate.files:
-        return fingerprint([_location_path(study, row) for row in rows], study.root)
-    return fingerprint([site_paths(study, row)[_channel(study)] for row in rows], study.image_root)
+        return fingerprint([_location_path(study, row) for row in site_rows(sites)], study.root)
+    return image_fingerprint(study, sites, [_channel(study)])
 
 
 def _find(study: Study, locate: Any, row: Mapping[str, str]) -> _Site:
@@ -168,7 +169,7 @@ def _find(study: Study, locate: Any, row: Mapping[str, str]) -> _Site:
         if locate is None:
             return _Site(row, read_located(study, row))
         channel = _channel(study)
-        image = read_site({channel: site_paths(study, row)[channel]}, study.images.size)
+        image = site_image(study, row, [channel])
     except InputError as error:
         return _Site(row, None, str(error))
     pixels, size = image.astype(np.float32), study.images.pixel_size_um

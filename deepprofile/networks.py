@@ -112,7 +112,7 @@ def load_weights(model: keras.Model, path: Path) -> None:
     except (ValueError, KeyError, OSError, TypeError) as error:
         if isinstance(error, InputError):
             raise
-        reason = str(error).strip().splitlines()[0]
+        reason = " ".join(str(error).split())[:300]  # Keras says what differs on a later line
         raise InputError(f"{path}: does not fit {model.name}: {reason}; check profile.network and channels") from error
 
 

@@ -40,7 +40,7 @@ def workers() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def map_ahead(function: Callable[[T], R], items: Iterable[T], ahead: int) -> Iterator[R]:
+def map_ahead(function: Callable[[T], R], items: Iterable[T], ahead: int) -> Generator[R, None, None]:
     """`function` of each item, in order, computed in threads at most `ahead` items before it is asked for."""
     pool = ThreadPoolExecutor(workers())
     waiting: deque[Future[R]] = deque()

@@ -11,9 +11,8 @@ from matplotlib.patches import ConnectionPatch
 from cytominer_tools import read_table
 from deepprofile import load_index, read_study
 from deepprofile.features import plate_features
-from deepprofile.images import read_site
-from deepprofile.index import site_paths, site_rows
 from deepprofile.locations import X, Y, plate_locations
+from deepprofile.sites import site_image, site_rows
 from evaluation import cosine
 
 PLATE = "SIM001"
@@ -31,7 +30,7 @@ def main() -> None:
     index = load_index(study)
     well = index[index["Metadata_Plate"] == PLATE]["Metadata_Well"].iloc[0]
     row = site_rows(index[(index["Metadata_Plate"] == PLATE) & (index["Metadata_Well"] == well)])[0]
-    image = rgb(read_site(site_paths(study, row)))
+    image = rgb(site_image(study, row))
     cells = plate_locations(study, PLATE).read(well).to_pandas()
     cells = cells[cells["Metadata_Site"] == row["Metadata_Site"]]
     xy = cells[[X, Y]].to_numpy()
