@@ -1,6 +1,7 @@
 """From single cells to well profiles, spherized wells, treatments and scores: the stages after the network."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pandas as pd
 from cytominer_tools.arrays import group_mean, group_median
 from cytominer_tools.columns import COUNT, METADATA, PLATE, WELL
 from cytominer_tools.errors import InputError
-from cytominer_tools.files import atomic_path
+from cytominer_tools.files import atomic_folder
 from cytominer_tools.frames import consensus, spherize
 from cytominer_tools.manifest import Manifest, digest
 from cytominer_tools.queries import select
@@ -92,12 +93,13 @@ def spherize_wells(study: Study) -> Done:
 def consensus_profiles(study: Study) -> Done:
     """Write consensus.parquet (level 5): the median over the wells of each treatment and concentration.
 
-    Metadata that is the same in every well of a treatment is kept; Metadata_Count is the mean of its wells.
+    Metadata that is the same in every well of a treatment is kept; Metadata_Count is the mean of its wells. A well
+    whose treatment is not given is left out and reported.
 
     Raises
     ------
     InputError
-        There are no spherized wells, or no column says what a treatment is.
+        There are no spherized wells, or nothing says what a treatment is.
     """
     manifest, wells = _read(study, NORMALIZED, "deepprofile spherize")
     by = list(study.consensus)
@@ -105,11 +107,16 @@ def consensus_profiles(study: Study) -> Done:
         raise InputError("study.yaml: no column says what a treatment is; set columns.treatment or columns.compound")
 
     def make() -> tuple[pd.DataFrame, list[tuple[str, str]]]:
-        keep = [name for name in constant_metadata(wells, by) if name not in (PLATE, WELL, COUNT)]
-        profiles = consensus(wells, by, features=_features(wells), keep=keep)
-        counts = wells.groupby(by, dropna=False, sort=True, observed=True)[COUNT].mean().to_numpy()
+        named = wells[by[0]].notna() & (wells[by[0]].astype(str) != "")
+        treated = wells[named]
+        if treated.empty:
+            raise InputError(f"no well has a {by[0]}; look at columns and at images.metadata in study.yaml")
+        keep = [name for name in constant_metadata(treated, by) if name not in (PLATE, WELL, COUNT)]
+        profiles = consensus(treated, by, features=_features(wells), keep=keep)
+        counts = treated.groupby(by, dropna=False, sort=True, observed=True)[COUNT].mean().to_numpy()
         profiles.insert(len(by) + len(keep), COUNT, counts)
-        return profiles, []
+        left = (wells.loc[~named, PLATE] + " " + wells.loc[~named, WELL]).tolist()
+        return profiles, [(well, f"no {by[0]}") for well in left]
 
     return _write(study, "consensus", CONSENSUS, [manifest.parts[NORMALIZED].key, by], make, "treatments")
 
@@ -125,66 +132,81 @@ def score_profiles(study: Study) -> Done:
     InputError
         There are no profiles, or neither kind of label is named.
     """
-    from evaluation.figures import score_figure, similarity_figure
+    from evaluation.figures import score_figure
 
     manifest, treatments = _read(study, CONSENSUS, "deepprofile consensus")
     wells = read_table(study.profiles_folder / NORMALIZED)
     twin = study.untrained
     twin_keys = [_read(twin, CONSENSUS, "deepprofile run")[0].parts[CONSENSUS].key] if twin else []
-    folder = study.scores_folder
-    done = Manifest.read(folder, "scores")
     levels = [
-        ("replicates", wells, study.scores.replicates or study.treatment, study.scores.exclude_same, PLATE),
-        ("treatments", treatments, study.scores.labels or study.columns.moa, (), None),
+        _Level("replicates", wells, NORMALIZED, study.scores.replicates or study.treatment, study.scores.exclude_same),
+        _Level("treatments", treatments, CONSENSUS, study.scores.labels or study.columns.moa, ()),
     ]
-    levels = [level for level in levels if level[2] is not None]
+    levels = [level for level in levels if level.label]
     if not levels:
         raise InputError("study.yaml: nothing says which profiles match; set columns.treatment or columns.moa")
-    settings = [study.scores.model_dump(mode="json"), [level[2] for level in levels], study.seed]
+    settings = [study.scores.model_dump(mode="json"), [level.label for level in levels], study.seed]
+    done = Manifest.read(study.scores_folder, "scores")
     key = done.key([manifest.parts[CONSENSUS].key, twin_keys, settings])
     if done.is_current("scores.csv", key):
         return Done("score", 0, 1, done.parts["scores.csv"].rows, "scores")
-    tables, selections = [], []
-    with study.writing():
-        for name, profiles, label, exclude, within in levels:
-            features = _features(profiles)
-            found = _score(study, profiles, str(label), exclude, within)
-            if twin:
-                other = read_table(twin.profiles_folder / (NORMALIZED if name == "replicates" else CONSENSUS))
-                untrained = _score(twin, other, str(label), exclude, within)
-                found.table["untrained"] = untrained.table["value"]
-            tables.append(found.table.assign(profiles=name))
-            selections.append(found.selection.assign(profiles=name))
-            write_table(found.queries, folder / f"queries_{name}.csv")
-            # the median of two controls is where spherizing puts zero, and zero has no direction
-            drawn = profiles[(profiles[features] != 0).any(axis=1)]
-            if len(drawn) > 1:
-                title = f"Cosine similarity of {len(drawn)} {'wells' if name == 'replicates' else 'treatments'}"
-                _save(similarity_figure(drawn, str(label), features, title=title), folder / f"similarity_{name}.png")
-        table = _first("profiles", pd.concat(tables, ignore_index=True))
-        write_table(_first("profiles", pd.concat(selections, ignore_index=True)), folder / "selection.csv")
-        with atomic_path(folder / "scores.json") as path:
-            path.write_text(table.to_json(orient="records", indent=1) + "\n", "utf-8")
+    # one folder at once, so that nothing of an earlier run stays in it
+    with study.writing(), atomic_folder(study.scores_folder) as folder:
+        scores = [_score_level(study, twin, level, folder) for level in levels]
+        table = _stacked(levels, [found.table for found in scores])
+        write_table(_stacked(levels, [found.selection for found in scores]), folder / "selection.csv")
+        (folder / "scores.json").write_text(table.to_json(orient="records", indent=1) + "\n", "utf-8")
         names = (table["profiles"] + ", " + table["labels"].str.removeprefix(METADATA)).tolist()
         _save(score_figure(table, names=names), folder / "scores.png")
         write_table(table, folder / "scores.csv")
-        done.record("scores.csv", key, "scores.csv", len(table))
+        Manifest(folder, "scores").record("scores.csv", key, "scores.csv", len(table))
     return Done("score", 1, 0, len(table), "scores")
 
 
-def _score(study: Study, profiles: pd.DataFrame, label: str, exclude: tuple[str, ...], within: str | None) -> Any:
+@dataclass(frozen=True)
+class _Level:
+    """Profiles that are scored together: replicate wells, or treatments."""
+
+    name: str
+    profiles: pd.DataFrame
+    file: str
+    label: str | None
+    exclude: tuple[str, ...]
+
+
+def _score_level(study: Study, twin: Study | None, level: _Level, folder: Path) -> Any:
+    from evaluation.figures import similarity_figure
+
+    found = _score(study, level.profiles, level)
+    if twin:
+        untrained = _score(twin, read_table(twin.profiles_folder / level.file), level)
+        found.table["untrained"] = untrained.table["value"]
+    write_table(found.queries, folder / f"queries_{level.name}.csv")
+    features = _features(level.profiles)
+    # the median of two controls is where spherizing puts zero, and zero has no direction
+    drawn = level.profiles[(level.profiles[features] != 0).any(axis=1)]
+    if len(drawn) > 1:
+        what = "wells" if level.name == "replicates" else "treatments"
+        title = f"Cosine similarity of {len(drawn)} {what}"
+        _save(
+            similarity_figure(drawn, str(level.label), features, title=title), folder / f"similarity_{level.name}.png"
+        )
+    return found
+
+
+def _score(study: Study, profiles: pd.DataFrame, level: _Level) -> Any:
     from evaluation.scores import score
 
     chosen = study.scores
     return score(
         profiles,
-        labels=label,
+        labels=str(level.label),
         features=_features(profiles),
-        exclude_same=exclude,
+        exclude_same=level.exclude,
         select=chosen.select,
         min_class_size=chosen.min_class_size,
         permutations=chosen.permutations,
-        permute_within=within,
+        permute_within=PLATE if PLATE in profiles else None,
         baselines=[name for name in chosen.baselines if name != "untrained"],
         seed=study.seed,
     )
@@ -234,13 +256,15 @@ def _write(
     return Done(stage, int(not current), int(current), part.rows, unit, part.skipped)
 
 
-def _first(name: str, table: pd.DataFrame) -> pd.DataFrame:
-    return table[[name, *(c for c in table.columns if c != name)]]
+def _stacked(levels: list[_Level], tables: list[pd.DataFrame]) -> pd.DataFrame:
+    """The tables of all levels, one below the other, a first column saying which."""
+    table = pd.concat(tables, ignore_index=True)
+    table.insert(0, "profiles", np.repeat([level.name for level in levels], [len(rows) for rows in tables]))
+    return table
 
 
 def _save(figure: Any, path: Path) -> None:
-    with atomic_path(path) as part:
-        figure.savefig(part, dpi=150, metadata={"Software": None})  # no version, so that equal figures are equal files
+    figure.savefig(path, dpi=150, metadata={"Software": None})  # no version, so that equal figures are equal files
 
 
 def score_lines(study: Study) -> list[str]:

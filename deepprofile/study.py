@@ -112,6 +112,15 @@ class Study(Section):
     profiles: Profiles = Profiles()
     scores: Scores = Scores()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_sections(cls, found: Any) -> Any:
+        """A section with nothing in it (or only comments) keeps its defaults."""
+        sections = {name for name, known in cls.model_fields.items() if isinstance(known.default, BaseModel)}
+        return (
+            {k: v for k, v in found.items() if not (v is None and k in sections)} if isinstance(found, dict) else found
+        )
+
     @model_validator(mode="after")
     def _known_channel(self) -> "Study":
         if self.locate.channel is not None and self.locate.channel not in self.channels:

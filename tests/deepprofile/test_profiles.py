@@ -1,0 +1,207 @@
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from study_factory import configure, edit_index, run
+
+from cytominer_tools.columns import COUNT, METADATA, PLATE, WELL
+from cytominer_tools.errors import InputError
+from cytominer_tools.tables import read_table
+from deepprofile.profiles import (
+    CONSENSUS,
+    NORMALIZED,
+    WELLS,
+    aggregate_wells,
+    consensus_profiles,
+    score_lines,
+    score_profiles,
+    spherize_wells,
+)
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:spherizing learns from"),
+    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword"),  # of save_weights
+]
+COMPOUND = "Metadata_Compound"
+
+
+def features_of(table):
+    return [name for name in table if not name.startswith(METADATA)]
+
+
+def by_cell(study):
+    """Level 2 of all plates as a wide frame."""
+    frames = []
+    for plate in ("P1", "P2"):
+        table = pq.read_table(study.features / plate / "cells.parquet")
+        features = table["features"].combine_chunks()
+        values = np.asarray(features.flatten()).reshape(len(table), -1)
+        names = [f"{study.profile.name}_{i}" for i in range(values.shape[1])]
+        frames.append(pd.concat([table.select([PLATE, WELL]).to_pandas(), pd.DataFrame(values, columns=names)], axis=1))
+    return pd.concat(frames, ignore_index=True)
+
+
+# --- level 3
+@pytest.mark.parametrize("operation", ["median", "mean"])
+def test_wells_are_what_pandas_makes_of_the_cells(done, operation):
+    study = configure(done.root, profiles={"operation": operation})
+    assert aggregate_wells(study).made == (operation == "mean")
+    wells = read_table(study.profiles_folder / WELLS)
+    cells = by_cell(study).groupby([PLATE, WELL])
+    expected = cells.agg(operation)
+    np.testing.assert_allclose(wells[features_of(wells)], expected.to_numpy(), rtol=1e-5, atol=1e-6)
+    assert features_of(wells) == list(expected)
+    assert wells[[PLATE, WELL]].to_records(index=False).tolist() == list(expected.index)
+    assert wells[COUNT].tolist() == cells.size().tolist()
+
+
+def test_wells_carry_the_metadata_of_the_index(finished):
+    wells = read_table(finished.profiles_folder / WELLS)
+    assert wells[COMPOUND].tolist() == ["DMSO", "DMSO", "aaa", "aaa", "bbb", "bbb"] * 2
+    assert wells["Metadata_MOA"].isna().tolist() == [True, True, False, False, False, False] * 2
+    assert "Metadata_Site" not in wells
+
+
+def test_a_well_that_left_the_index_leaves_the_profiles(done):
+    edit_index(done.root, lambda t: t[(t["Metadata_Plate"] != "P2") | (t["Metadata_Well"] != "C02")])
+    assert aggregate_wells(done).rows == 11  # without `profile` having run again
+    wells = read_table(done.profiles_folder / WELLS)
+    assert ("P2", "C02") not in set(wells[[PLATE, WELL]].itertuples(index=False, name=None))
+
+
+def test_features_of_other_settings_are_refused(done):
+    study = configure(done.root, crops={"size": 16})
+    with pytest.raises(InputError, match=r"other settings \(preprocess\.size: 32 -> 16\); run `deepprofile profile`"):
+        aggregate_wells(study)
+
+
+# --- level 4
+def test_spherized_wells_keep_rows_and_metadata(finished):
+    wells, normalized = (read_table(finished.profiles_folder / name) for name in (WELLS, NORMALIZED))
+    metadata = [name for name in wells if name.startswith(METADATA)]
+    assert normalized[metadata].equals(wells[metadata])
+    assert set(features_of(normalized)) <= set(features_of(wells))
+    controls = normalized.loc[normalized[COMPOUND] == "DMSO", features_of(normalized)]
+    np.testing.assert_allclose(controls.mean(), 0, atol=1e-4)
+    assert np.isfinite(normalized[features_of(normalized)].to_numpy()).all()
+
+
+def test_spherize_by_all_wells(done):
+    study = configure(done.root, controls=None, profiles={"fit": "all"})
+    assert spherize_wells(study).made == 1
+    normalized = read_table(study.profiles_folder / NORMALIZED)
+    np.testing.assert_allclose(normalized[features_of(normalized)].mean(), 0, atol=1e-4)
+
+
+# --- level 5
+def test_treatments_are_the_median_of_their_wells(finished):
+    wells, profiles = (read_table(finished.profiles_folder / name) for name in (NORMALIZED, CONSENSUS))
+    names = features_of(wells)
+    expected = wells.groupby(COMPOUND)[names].median()
+    assert profiles[COMPOUND].tolist() == list(expected.index) == ["DMSO", "aaa", "bbb"]
+    np.testing.assert_allclose(profiles[names], expected.to_numpy(), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(profiles[COUNT], wells.groupby(COMPOUND)[COUNT].mean())
+    assert profiles["Metadata_MOA"].fillna("").tolist() == ["", "kinase", "kinase"]
+    assert PLATE not in profiles
+
+
+def test_a_concentration_tells_treatments_apart(fresh):
+    edit_index(fresh.root, lambda t: t.assign(Metadata_Dose=t["Metadata_Well"].str[-1].map({"1": 0.1, "2": 3})))
+    study = configure(fresh.root, columns={"concentration": "Metadata_Dose"})
+    assert run(study)["consensus"].rows == 6
+    profiles = read_table(study.profiles_folder / CONSENSUS)
+    pairs = profiles[[COMPOUND, "Metadata_Dose"]].to_records(index=False).tolist()
+    assert pairs == [("DMSO", 0.1), ("DMSO", 3.0), ("aaa", 0.1), ("aaa", 3.0), ("bbb", 0.1), ("bbb", 3.0)]
+
+
+def test_wells_without_a_treatment(fresh):
+    blank = lambda t: t.assign(Metadata_Compound=t[COMPOUND].mask(t["Metadata_Well"] == "C02"))  # noqa: E731
+    edit_index(fresh.root, blank)
+    done = run(fresh)["consensus"]
+    assert done.rows == 3
+    assert done.skipped == (("P1 C02", "no Metadata_Compound"), ("P2 C02", "no Metadata_Compound"))
+    profiles = read_table(fresh.profiles_folder / CONSENSUS)
+    assert profiles[COMPOUND].notna().all()
+    bbb = profiles.loc[profiles[COMPOUND] == "bbb", COUNT].item()
+    wells = read_table(fresh.profiles_folder / NORMALIZED)
+    assert bbb == wells.loc[wells[COMPOUND] == "bbb", COUNT].mean()
+
+
+# --- scores
+def test_scores_stand_beside_their_baselines(finished):
+    table = read_table(finished.scores_folder / "scores.csv")
+    assert table[["profiles", "score"]].to_records(index=False).tolist() == [
+        ("replicates", "precision_at_r"),
+        ("replicates", "enrichment"),
+        ("treatments", "precision_at_r"),
+        ("treatments", "enrichment"),
+    ]
+    first = table.iloc[0]
+    assert first["labels"] == COMPOUND
+    assert first["similarity"] == "cosine"
+    assert first["n"] == 12
+    assert 0 <= first["permutation_mean"] <= first["permutation_95"] <= 1
+    assert 0 < first["p"] <= 1
+    assert 0 <= first["cell_count"] <= 1
+    assert np.isnan(table["value"][1])
+    assert "66 pairs" in table["reason"][1]
+    assert table["labels"][2] == "Metadata_MOA"
+    assert table["n"][2] == 2
+    names = {p.name for p in finished.scores_folder.iterdir()}
+    assert {"scores.csv", "scores.json", "selection.csv", "queries_replicates.csv", "scores.png"} <= names
+
+
+def test_the_lines_hold_every_score(finished):
+    lines = score_lines(finished)
+    assert lines[0].split()[:2] == ["profiles", "by"]
+    assert sum("replicates by Compound" in line and "precision_at_r" in line for line in lines) == 1
+    assert any(line.startswith("Similarity: cosine. Model: small_cnn_untrained. Recipe: deep.") for line in lines)
+    assert any("66 pairs" in line for line in lines)
+
+
+def test_the_untrained_baseline(done):
+    from deepprofile.networks import build_network
+
+    build_network("small_cnn", channels=3, size=(32, 32), seed=9, width=4, depth=3).save_weights(
+        done.root / "a.weights.h5"
+    )
+    study = configure(
+        done.root, profile={"weights": "a.weights.h5"}, scores={"baselines": ["permutation", "cell_count", "untrained"]}
+    )
+    assert study.untrained.profile.name == f"{study.profile.name}_untrained"
+    run(study)
+    table = read_table(study.scores_folder / "scores.csv")
+    alone = read_table(done.scores_folder / "scores.csv")  # the same network, the same seed
+    np.testing.assert_allclose(table["untrained"], alone["value"])
+    assert "untrained" in score_lines(study)[0]
+
+
+def test_other_scores_are_made_again(done):
+    study = configure(done.root, scores={"select": f"{COMPOUND} != 'DMSO'"})
+    assert score_profiles(study).made == 1
+    assert score_profiles(study).kept == 1
+    selection = read_table(study.scores_folder / "selection.csv")
+    assert selection.loc[selection["rule"].str.startswith("select"), "rows_removed"].tolist() == [4, 1]
+
+
+def test_pairs_that_share_a_column_are_no_match(done):
+    study = configure(done.root, scores={"exclude_same": ["Metadata_Well"]})
+    score_profiles(study)
+    queries = read_table(study.scores_folder / "queries_replicates.csv")
+    assert queries["n_candidates"].tolist() == [10] * 12
+    assert queries["n_matches"].tolist() == [2] * 12
+
+
+# --- out of order
+@pytest.mark.parametrize(
+    ("stage", "command"),
+    [
+        (aggregate_wells, "deepprofile profile"),
+        (spherize_wells, "deepprofile aggregate"),
+        (consensus_profiles, "deepprofile spherize"),
+        (score_profiles, "deepprofile consensus"),
+    ],
+)
+def test_a_stage_before_its_input_says_what_to_run(fresh, stage, command):
+    with pytest.raises(InputError, match=f"run `{command}`"):
+        stage(fresh)
