@@ -1,17 +1,19 @@
-"""A small simulated study, from nothing to scores in a few minutes."""
+"""Simulated studies that run as they are: one for a first look, or any size."""
 
 from pathlib import Path
+from typing import Any
 
+from cytominer_tools.errors import InputError
 from cytominer_tools.files import atomic_folder, atomic_path, locked, sweep
 from deepprofile.simulator import simulate
-from deepprofile.study import Study, read_study
+from deepprofile.study import NAME, Study, read_study
 from deepprofile.work import log
 
 _STUDY = """\
-# A simulated Cell Painting study: 3 plates, 24 compounds in 6 mechanisms, 8 DMSO wells a plate. Half of the mechanisms
-# leave intensity and cell count alone. The truth is in images/truth/.
-images: {index: images/index.csv, root: images, size: [360, 360], pixel_size_um: 0.6}
-channels: {DNA: DNA, ER: ER, RNA: RNA, AGP: AGP, Mito: Mito}
+# A simulated Cell Painting study. Half of its mechanisms leave intensity and cell count alone; the truth is in
+# images/truth/.
+images: {{index: images/index.csv, root: images, size: [{height}, {width}], pixel_size_um: {pixel}}}
+channels: {{DNA: DNA, ER: ER, RNA: RNA, AGP: AGP, Mito: Mito}}
 columns:
   compound: Metadata_Compound
   concentration: Metadata_Concentration
@@ -19,27 +21,53 @@ columns:
   batch: Metadata_Batch
 controls: "Metadata_Compound == 'DMSO'"
 seed: 0
-locate: {method: nuclei, channel: DNA}
-crops: {size: 64}
-profile: {network: small_cnn}  # untrained: random filters, a baseline that every trained network must beat
-scores: {select: "Metadata_Compound != 'DMSO'"}
+locate: {{method: nuclei, channel: DNA}}
+crops: {{size: {crop}}}
+profile: {{network: small_cnn}}  # untrained: random filters, a baseline that every trained network must beat
+scores: {{select: "Metadata_Compound != 'DMSO'"}}
 """
+_CROP_UM = 38.4  # a cell and what is next to it
 
 
-def prepare_demo(folder: Path) -> Study:
-    """Simulate the demo's images into `folder` and write its study.yaml, unless they are there; return the study."""
+def simulate_study(folder: Path, **settings: Any) -> Study:
+    """Simulate images into `folder`/images and write the study.yaml that runs them.
+
+    Parameters
+    ----------
+    folder : Path
+    **settings
+        Of `deepprofile.simulator.simulate`.
+
+    Raises
+    ------
+    InputError
+        `folder` has a study or images already, or a setting that `simulate` refuses.
+    """
     folder = Path(folder)
+    if taken := [name for name in (NAME, "images") if (folder / name).exists()]:
+        raise InputError(f"{folder} has {' and '.join(taken)} already; choose another folder or delete this one")
     with locked(folder):
-        sweep(folder, below=False)
-        _simulate(folder)
+        _simulate(folder, settings)
     return read_study(folder)
 
 
-def _simulate(folder: Path) -> None:
+def prepare_demo(folder: Path) -> Study:
+    """The demo's study in `folder`, simulated unless it is there: 3 plates, 24 compounds in 6 mechanisms, and DMSO."""
+    folder = Path(folder)
+    with locked(folder):
+        sweep(folder, below=False)
+        if not (folder / NAME).exists():
+            log.info("demo: simulating 3 plates of microscope images in %s", folder / "images")
+            _simulate(folder, {})
+    return read_study(folder)
+
+
+def _simulate(folder: Path, settings: dict[str, Any]) -> None:
     if not (folder / "images").exists():
-        log.info("demo: simulating 3 plates of microscope images in %s", folder / "images")
         with atomic_folder(folder / "images") as images:
-            simulate(images)
-    if not (folder / "study.yaml").exists():
-        with atomic_path(folder / "study.yaml") as path:
-            path.write_text(_STUDY, "utf-8")
+            simulate(images, **settings)
+    height, width = settings.get("size", (360, 360))
+    pixel = settings.get("pixel_size_um", 0.6)
+    crop = max(8, 8 * round(_CROP_UM / pixel / 8))
+    with atomic_path(folder / NAME) as path:
+        path.write_text(_STUDY.format(height=height, width=width, pixel=pixel, crop=crop), "utf-8")

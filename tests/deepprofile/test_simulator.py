@@ -17,10 +17,16 @@ from deepprofile.simulator import (
     CONTROL,
     MOA,
     TRAITS,
+    Assays,
     Camera,
+    Culture,
+    Flaws,
+    Nuisance,
+    Potency,
     draw_compounds,
     field,
     most_cells,
+    occupancy,
     paint,
     photograph,
     place,
@@ -28,6 +34,7 @@ from deepprofile.simulator import (
 )
 
 SMALL = {"plates": 2, "sites": 1, "size": (96, 128), "cells": 5, "moas": 2, "compounds_per_moa": 1, "controls": 2}
+STILL = Nuisance(batch=0, plate=0, position=0, edge=0)
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -37,29 +44,39 @@ def digests(folder: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    return simulate(tmp_path_factory.mktemp("study"), **SMALL, count_spread=0, workers=2)
+    return simulate(tmp_path_factory.mktemp("study"), **SMALL, count_spread=0, nuisance=STILL, workers=2)
 
 
 # --- the bytes
 
 
-def test_same_seed_same_bytes_whatever_the_workers(tmp_path):
-    for workers in (1, 2):
-        simulate(tmp_path / str(workers), **SMALL, seed=4, workers=workers)
-    one, two = digests(tmp_path / "1"), digests(tmp_path / "2")
+@pytest.mark.parametrize("more", [{}, {"layout": "fixed", "masks": True, "concentrations": (1, 10), "effect": 2}])
+def test_same_seed_same_bytes_whatever_the_workers(tmp_path, more):
+    flaws, culture = Flaws(debris=99, out_of_focus=0.5), Culture(touching=0.3, dead=0.3)
+    for workers in (1, 3):
+        simulate(tmp_path / str(workers), **SMALL, **more, flaws=flaws, culture=culture, seed=4, workers=workers)
+    one, two = digests(tmp_path / "1"), digests(tmp_path / "3")
     assert one == two
-    assert len(one) == 2 * 4 * 5 + 3
+    assert len(one) == (2 * 4 * 5 + 7 if not more else 2 * 6 * (5 + 1) + 7)
 
 
 def test_another_seed_is_another_study(tmp_path, study):
-    simulate(tmp_path, **SMALL, count_spread=0, seed=1)
+    simulate(tmp_path, **SMALL, count_spread=0, nuisance=STILL, seed=1)
     assert not set(digests(tmp_path).values()) & set(digests(study.parent).values())
 
 
 def test_more_sites_leave_the_first_as_it_is(tmp_path, study):
-    simulate(tmp_path, **{**SMALL, "sites": 2}, count_spread=0)
+    simulate(tmp_path, **{**SMALL, "sites": 2}, count_spread=0, nuisance=STILL)
     name = read_table(study)["AGP"][0]
     assert (tmp_path / name).read_bytes() == (study.parent / name).read_bytes()
+
+
+def test_more_plates_leave_the_first_as_they_are(tmp_path):
+    for plates in (2, 3):
+        simulate(tmp_path / str(plates), **{**SMALL, "plates": plates})
+    two, three = digests(tmp_path / "2" / "images"), digests(tmp_path / "3" / "images")
+    assert two.items() <= three.items()
+    assert len(three) == 3 * 4 * 5
 
 
 # --- what is written
@@ -74,7 +91,7 @@ def test_index_has_a_row_a_site_and_its_images_exist(study):
     for path in index[list(CHANNELS)].to_numpy(object).ravel():
         with tifffile.TiffFile(study.parent / path) as file:
             page = file.pages[0]
-            assert (page.shape, page.dtype, page.compression.name) == ((96, 128), "uint16", "ADOBE_DEFLATE")
+            assert (page.shape, page.dtype, page.compression.name) == ((96, 128), "uint16", "LZW")
 
 
 def test_each_plate_holds_each_compound_once_and_the_controls_elsewhere(study):
@@ -88,11 +105,12 @@ def test_each_plate_holds_each_compound_once_and_the_controls_elsewhere(study):
 
 def test_truth_has_the_cells_asked_for(study):
     cells, compounds = (read_table(study.parent / "truth" / name) for name in ("cells.parquet", "compounds.csv"))
-    density = compounds.set_index(COMPOUND)["density"].reindex(read_table(study)[COMPOUND], fill_value=1.0)
+    at_dose = compounds["density"] ** occupancy(10.0, compounds["ec50_um"], compounds["hill"])
+    density = at_dose.set_axis(compounds[COMPOUND]).reindex(read_table(study)[COMPOUND], fill_value=1.0)
     assert cells.groupby([PLATE, WELL, SITE]).size().sum() == (5 * density).round().sum()
     assert cells["x"].between(0, 127).all()
     assert cells["y"].between(0, 95).all()
-    assert cells["nucleus_radius_um"].between(4, 16).all()
+    assert cells.loc[~cells["dead"], "nucleus_radius_um"].between(4, 16).all()
 
 
 def test_dna_is_bright_at_the_true_centres(tmp_path):
@@ -204,6 +222,12 @@ def test_as_many_cells_as_promised_can_be_placed_apart(size):
         ({"wells": 1536}, "wells=1536: a plate has 96 or 384 wells"),
         ({"moas": 20, "compounds_per_moa": 20}, r"20 MOAs x 20 compounds \+ 2 controls = 402 wells, a plate has 384"),
         ({"moas": 20, "compounds_per_moa": 5, "wells": 96}, "= 102 wells, a plate has 96; ask for fewer"),
+        ({"moas": 20, "compounds_per_moa": 5, "concentrations": (1, 2, 3, 4)}, "x 5 compounds x 4 concentrations"),
+        ({"concentrations": ()}, r"concentrations=\(\): expected positive numbers in uM"),
+        ({"concentrations": (1, -2)}, r"concentrations=\(1, -2\)"),
+        ({"concentrations": (1, 1.0)}, "one is given twice"),
+        ({"layout": "diagonal"}, "layout='diagonal': expected random or fixed"),
+        ({"camera": Camera(background=(1.0,))}, "expected 5 numbers, one a channel"),
         ({"cells": 50}, "cells=50: at most 5 fit in 96 x 128 px of 0.6 um; enlarge size"),
     ],
 )
@@ -211,6 +235,31 @@ def test_impossible_requests_are_refused_before_anything_is_written(tmp_path, wr
     with pytest.raises(InputError, match=words):
         simulate(tmp_path, **{**SMALL, **wrong})
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("settings", "wrong", "words"),
+    [
+        (Nuisance, {"edge": -1}, "edge=-1: expected 0 or more"),
+        (Nuisance, {"batch": float("nan")}, "batch=nan"),
+        (Culture, {"dead": 1.5}, "dead=1.5: expected a share of the cells between 0 and 1"),
+        (Flaws, {"debris": -1}, "debris=-1: expected 0 or more"),
+        (Flaws, {"out_of_focus": 2}, "out_of_focus=2: expected a share of the sites"),
+        (Flaws, {"defocus_um": (3, 2)}, "the smaller first"),
+        (Potency, {"ec50_um": (0, 1)}, "two positive numbers, the smaller first"),
+        (Potency, {"hill": 0}, "hill=0: expected a positive number"),
+        (Assays, {"count": -1}, "count=-1: expected 0 or more"),
+        (Assays, {"rate": 2}, "rate=2: expected a share"),
+        (Assays, {"concentrations": (0,)}, r"concentrations=\(0,\)"),
+        (Camera, {"blur_um": 0}, "blur_um=0: expected a positive length"),
+        (Camera, {"vignetting": 2}, "vignetting=2: expected a share of the light"),
+        (Camera, {"gain": -1}, "gain=-1: expected 0 or more"),
+        (Camera, {"background": (-1.0,) * 5}, "expected 0 or more for each channel"),
+    ],
+)
+def test_impossible_settings_are_refused_where_they_are_made(settings, wrong, words):
+    with pytest.raises(InputError, match=words):
+        settings(**wrong)
 
 
 def test_an_earlier_index_is_never_replaced(study):
