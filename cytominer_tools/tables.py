@@ -1,5 +1,6 @@
-"""Tables in and out: Parquet, CSV and CSV.gz by suffix, the same bytes for the same table."""
+"""Tables in and out: Parquet, CSV and CSV.gz by suffix, the same bytes for the same table; other text tables in."""
 
+import csv
 import gzip
 import zlib
 from pathlib import Path
@@ -13,43 +14,59 @@ from cytominer_tools.errors import InputError
 from cytominer_tools.files import atomic_path
 
 SUFFIXES = (".parquet", ".csv", ".csv.gz")
+TEXT = (".tsv", ".txt", ".tsv.gz", ".txt.gz")  # read, but never written
+_SEPARATORS = {"\t": "tab", ";": "semicolon", ",": "comma"}
 _MISSING = ["", "NA", "N/A", "n/a", "#N/A", "<NA>", "NaN", "nan", "-NaN", "-nan", "NULL", "null", "None"]
 
 
 def read_table(path: str | Path, *, metadata: bool = False) -> pd.DataFrame:
-    """Read a table, its format named by the suffix (.parquet, .csv, .csv.gz).
+    """Read a table, its format named by the suffix (.parquet, .csv, .tsv, .txt; the text ones also with .gz).
 
-    Plate, well and site stay text. Other ``Metadata_`` columns of a CSV become numbers only where every value is one
-    and none has a leading zero, so that compound 0012 stays 0012; the words NA, nan, null and None are missing values
-    in such a column of numbers and text elsewhere. With `metadata`, that is so of every column, whatever its name.
+    A text table is UTF-8, with a byte order mark or without; commas, semicolons or tabs separate its values, whichever
+    its header holds most of. Plate, well and site stay text. Other ``Metadata_`` columns of a text table become
+    numbers only where every value is one and none has a leading zero, so that compound 0012 stays 0012; the words NA,
+    nan, null and None are missing values in such a column of numbers and text elsewhere. With `metadata`, that is so
+    of every column, whatever its name.
 
     Raises
     ------
     InputError
-        The file is absent, of another format, or cannot be parsed.
+        The file is absent, of another format, not UTF-8, separated in one way in its header and in another below it,
+        or cannot be parsed.
     """
     path = Path(path)
-    kind = _format(path)
+    kind = _format(path, (*SUFFIXES, *TEXT))
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     try:
         if kind == ".parquet":
             return _text_keys(pq.read_table(path).to_pandas())
+        sep = _separator(path)
         # pandas renames a second `a` to `a.1`, so the names are taken as they stand
-        header = pd.read_csv(path, header=None, nrows=1, encoding="utf-8-sig", dtype=str, na_filter=False).iloc[0]
+        header = pd.read_csv(
+            path, sep=sep, header=None, nrows=1, encoding="utf-8-sig", dtype=str, na_filter=False
+        ).iloc[0]
         if twice := header[header.duplicated()].tolist():
             raise InputError(f"{path}: expected a header of distinct column names, {twice[0]!r} stands in it twice")
-        head = pd.read_csv(path, nrows=1, encoding="utf-8-sig")
+        head = pd.read_csv(path, sep=sep, nrows=1, encoding="utf-8-sig")
         if not isinstance(head.index, pd.RangeIndex):  # pandas would take the first column for an index
             raise InputError(f"{path}: its rows have more values than its header has names; mend the first line")
         columns = head.columns
         words = {name: str for name in columns if metadata or name.startswith(METADATA)}
         missing = {name: _MISSING for name in columns if name not in words}
         table = pd.read_csv(
-            path, encoding="utf-8-sig", dtype=words, keep_default_na=False, na_values=missing, low_memory=False
+            path,
+            sep=sep,
+            encoding="utf-8-sig",
+            dtype=words,
+            keep_default_na=False,
+            na_values=missing,
+            low_memory=False,
         )
     except InputError:
         raise
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: cannot be read as {kind[1:]}: it is not UTF-8; save it as UTF-8") from error
     except (ValueError, OSError, EOFError, zlib.error) as error:  # the errors of pyarrow and pandas are ValueErrors
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"{path}: cannot be read as {kind[1:]}: {reason}") from error
@@ -94,11 +111,29 @@ def parquet_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
     return pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=text or False)
 
 
-def _format(path: Path) -> str:
-    for suffix in SUFFIXES:
+def _format(path: Path, suffixes: tuple[str, ...] = SUFFIXES) -> str:
+    for suffix in suffixes:
         if path.name.endswith(suffix):
             return suffix
-    raise InputError(f"{path}: the suffix must be one of {', '.join(SUFFIXES)}")
+    raise InputError(f"{path}: the suffix must be one of {', '.join(suffixes)}")
+
+
+def _separator(path: Path) -> str:
+    """What separates the values of a text table: of tab, semicolon and comma the one its header holds most of."""
+    with gzip.open(path, "rt", encoding="utf-8-sig") if path.suffix == ".gz" else path.open(encoding="utf-8-sig") as f:
+        lines = [line for line in (f.readline(1 << 20), f.readline(1 << 20)) if line.strip()]
+    if not lines:
+        return ","  # pandas says that it is empty
+    found = {sep: [len(next(csv.reader([line], delimiter=sep))) for line in lines] for sep in _SEPARATORS}
+    best = max(found, key=lambda sep: found[sep][0])
+    if len(lines) == 2 and found[best][0] > 1 and found[best][1] == 1:
+        for sep, (_, row) in found.items():
+            if row == found[best][0]:
+                raise InputError(
+                    f"{path}: its header is separated by {_SEPARATORS[best]}s and the rows by {_SEPARATORS[sep]}s; "
+                    "separate both in one way"
+                )
+    return best if found[best][0] > 1 else ","
 
 
 def _text_keys(table: pd.DataFrame) -> pd.DataFrame:

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,8 +10,10 @@ from cytominer_tools.columns import PLATE, SITE, WELL
 from cytominer_tools.errors import InputError
 from cytominer_tools.queries import select
 from deepprofile.images import read_image
-from deepprofile.index import Problem, read_index
-from deepprofile.locations import read_located
+from deepprofile.index import other_machine, read_index
+from deepprofile.location_files import LocationFiles, misfit, off_image
+from deepprofile.problems import Problem
+from deepprofile.references import parse
 from deepprofile.registry import names
 from deepprofile.sites import site_paths, site_rows
 from deepprofile.study import Study
@@ -35,6 +36,7 @@ def check_study(study: Study) -> list[Problem]:
     """
     index, problems = read_index(study)
     shapes: dict[tuple[str, str, str], tuple[int, ...]] = {}
+    problems += other_machine(study, index)
     problems += [*_plugins(study), *_images(study, index, shapes), *_locations(study, index, shapes)]
     problems += [*_controls(study, index), *_treatments(study, index)]
     return problems
@@ -54,17 +56,18 @@ def _plugins(study: Study) -> Iterator[Problem]:
 
 def _images(study: Study, index: pd.DataFrame, shapes: dict[tuple[str, str, str], tuple[int, ...]]) -> list[Problem]:
     problems: list[Problem] = []
-    found: list[tuple[Path, tuple[int, ...], np.dtype, str]] = []
+    found: list[tuple[str, tuple[int, ...], np.dtype, str]] = []
 
-    def read(row: dict[str, str]) -> list[tuple[Path, tuple[int, ...] | None, np.dtype | None, str]]:
-        answers: list[tuple[Path, tuple[int, ...] | None, np.dtype | None, str]] = []
+    def read(row: dict[str, str]) -> list[tuple[str, tuple[int, ...] | None, np.dtype | None, str]]:
+        answers: list[tuple[str, tuple[int, ...] | None, np.dtype | None, str]] = []
         for channel, path in site_paths(study, row).items():
             if not row[channel]:
                 continue  # the index has said so
             try:
                 image = read_image(path)
             except InputError as error:
-                answers.append((path, None, None, str(error).removeprefix(f"{path}: ")))
+                place = next((one for one in (path, *parse(path).files) if str(error).startswith(f"{one}: ")), path)
+                answers.append((place, None, None, str(error).removeprefix(f"{place}: ")))
                 continue
             low, high = image.min(), image.max()
             why = ""
@@ -81,14 +84,14 @@ def _images(study: Study, index: pd.DataFrame, shapes: dict[tuple[str, str, str]
             advance(1)
             for path, shape, dtype, why in answers:
                 if why:
-                    problems.append(Problem(str(path), why))
+                    problems.append(Problem(path, why))
                 if shape is not None and dtype is not None:
                     found.append((path, shape, dtype, row[PLATE]))
                     shapes.setdefault((row[PLATE], row[WELL], row[SITE]), shape)
     if found:
         size = study.images.size or Counter(shape for _, shape, _, _ in found).most_common(1)[0][0]
         problems += [
-            Problem(str(path), f"{shape[0]} x {shape[1]} pixels, the others are {size[0]} x {size[1]} (height x width)")
+            Problem(path, f"{shape[0]} x {shape[1]} pixels, the others are {size[0]} x {size[1]} (height x width)")
             for path, shape, _, _ in found
             if shape != tuple(size)
         ]
@@ -104,25 +107,32 @@ def _locations(
 ) -> Iterator[Problem]:
     if not study.locate.files:
         return
+    files = LocationFiles(study, index)
+    unread: dict[str, list[str]] = {}  # what is wrong with a file of many sites is said once
     for row in site_rows(index):
         place = f"{row[PLATE]} {row[WELL]} site {row[SITE]}"
         try:
-            cells = read_located(study, row)
+            cells, labels = files.read(row)
         except InputError as error:
-            yield Problem(place, f"no locations: {error}")
+            unread.setdefault(str(error), []).append(place)
             continue
         shape = shapes.get((row[PLATE], row[WELL], row[SITE]))
         if cells.empty:
-            yield Problem(place, "its location file holds no cell", "warning")
+            yield Problem(place, f"{files.path(row)} holds no cell of it", "warning")
         elif shape is not None:
-            off = ~((cells >= -0.5) & (cells < np.array([shape[1], shape[0]]) - 0.5)).all(axis=1)
-            if off.any():
-                x, y = cells[off].iloc[0]
+            off = off_image(cells, shape)
+            if why := misfit(cells, labels, shape):
+                yield Problem(place, f"{files.path(row)}: {why}")
+            elif off.any():
+                x, y = cells.loc[off, ["x", "y"]].iloc[0]
                 yield Problem(
                     place,
                     f"{off.sum()} of {len(cells)} locations lie off the image ({shape[0]} x {shape[1]}), first "
                     f"x = {x:g}, y = {y:g}; are x and y in pixels, and not swapped?",
                 )
+    for why, places in unread.items():
+        more = f" and {len(places) - 1} more site(s)" if len(places) > 1 else ""
+        yield Problem(places[0] + more, f"no locations: {why}")
 
 
 def _controls(study: Study, index: pd.DataFrame) -> Iterator[Problem]:

@@ -16,7 +16,7 @@ from cytominer_tools.errors import InputError
 from cytominer_tools.files import atomic_path, safe_name
 from cytominer_tools.manifest import Part, PlateTable
 from deepprofile.index import load_index, sites_by_well
-from deepprofile.intensities import read_levels
+from deepprofile.intensities import plate_correction, read_levels
 from deepprofile.locations import X, Y, location_settings, plate_locations
 from deepprofile.preprocess import Preprocess
 from deepprofile.sites import image_fingerprint, site_image, site_rows
@@ -76,6 +76,8 @@ class _Plate:
     located: PlateTable
     sites: dict[str, pd.DataFrame]  # by well
     levels: np.ndarray | None
+    correction: str | None = None  # digest of the illumination functions
+    image_type: np.dtype | None = None  # before the correction
     left: int = 0  # wells that are not yet made
 
 
@@ -185,6 +187,7 @@ def load_extractor(study: Study) -> tuple[Extractor, dict[str, Any]]:
         "layer": chosen.layer,
         "width": extractor.width,
         "preprocess": json.loads(preprocess.model_dump_json()),
+        "illumination": study.correction,
         "runtime": f"keras-{keras.backend.backend()} float32",
         "versions": {"keras": keras.__version__, "python": platform.python_version()},
     }
@@ -195,7 +198,8 @@ def feature_settings(study: Study) -> dict[str, Any]:
     """What study.yaml says about features; the weights and the runtime are known once the network is built."""
     chosen = study.profile
     preprocess = json.loads(study.preprocess.model_dump_json())
-    return {"network": chosen.network, "options": chosen.options, "layer": chosen.layer, "preprocess": preprocess}
+    settings = {"network": chosen.network, "options": chosen.options, "layer": chosen.layer, "preprocess": preprocess}
+    return settings | {"illumination": study.correction}
 
 
 def plate_features(study: Study, plate: str) -> PlateTable:
@@ -211,7 +215,10 @@ def _open(study: Study, index: pd.DataFrame, name: str, settings: dict[str, Any]
     for change in table.manifest.expect(settings):
         log.info("profile: plate %s: %s: it runs again", name, change)
     levels = read_levels(study, name) if study.crops.normalize == "plate_control" else None
-    return _Plate(name, table, located, sites, levels)
+    correction = plate_correction(study, name)
+    if correction is None:
+        return _Plate(name, table, located, sites, levels)
+    return _Plate(name, table, located, sites, levels, correction.digest, correction.dtype)
 
 
 def _stale(study: Study, plate: _Plate, strict: bool) -> list[_Well]:
@@ -223,6 +230,8 @@ def _stale(study: Study, plate: _Plate, strict: bool) -> list[_Well]:
     for well, sites in plate.sites.items():
         levels = None if plate.levels is None else plate.levels.tolist()
         inputs = [image_fingerprint(study, sites), plate.located.manifest.parts[well].key, levels]
+        if plate.correction is not None:
+            inputs.append(plate.correction)
         key = plate.table.manifest.key(inputs)
         current = plate.table.manifest.is_current(well, key)
         if not current or (strict and _lacks_site(plate.table.manifest.parts[well])):
@@ -280,7 +289,9 @@ def _batches(
             while len(xy):
                 n = min(len(xy), size - filled)
                 cut = preprocess.cut(job.image, xy[:n])
-                crops[filled : filled + n] = preprocess.scale(cut, well.plate.levels, job.image.dtype)
+                crops[filled : filled + n] = preprocess.scale(
+                    cut, well.plate.levels, well.plate.image_type or job.image.dtype
+                )
                 rows.append((well, n))
                 xy, filled = xy[n:], filled + n
                 if filled == size:

@@ -1,51 +1,43 @@
-"""The sites of a study: one row each, from a table or from the names of the image files."""
+"""The sites of a study: one row each, from a table, from LoadData tables, or from the names of the image files."""
 
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from difflib import get_close_matches
+from glob import glob, has_magic
 from pathlib import Path
-from typing import Literal
 
 import pandas as pd
 
-from cytominer_tools.columns import METADATA, PLATE, SITE, WELL, metadata_columns, require_columns, well_name
+from cytominer_tools.columns import PLATE, SITE, WELL, metadata_columns, require_columns
 from cytominer_tools.errors import InputError
 from cytominer_tools.tables import read_table, write_table
-from deepprofile.images import SUFFIXES
+from deepprofile.loaddata import (
+    common_start,
+    drop_image_columns,
+    has_image,
+    image_column,
+    image_names,
+    is_windows,
+    move_root,
+)
+from deepprofile.ome_zarr import scan_plates
+from deepprofile.patterns import PLANES, scan_folder
+from deepprofile.platemaps import join_metadata, join_platemaps, plain_well, prefixed
+from deepprofile.problems import Problem as Problem
+from deepprofile.problems import problem_lines
+from deepprofile.references import is_url, parse, split_fragment, with_fragment
 from deepprofile.study import Study
-
-# Tried in this order where no pattern is given. A leading zero of a site is not part of its name.
-PATTERNS = {
-    "Phenix, Operetta (r01c01f01p01-ch1sk1fk1fl1.tiff)": (
-        r"r(?P<row>\d+)c(?P<col>\d+)f0*(?P<site>\d+)p0*1-ch(?P<channel>\d+)sk1fk1fl1\.tiff?$"
-    ),
-    "generic (PLATE/A01_s1_DNA.tif)": (
-        r"(?:(?P<plate>[^/]+)/)?(?P<well>[A-Za-z]{1,2}\d{1,2})_s?0*(?P<site>\d+)_(?P<channel>[^/_]+)\.\w+$"
-    ),
-}
+from deepprofile.work import log
 
 
-@dataclass(frozen=True)
-class Problem:
-    """Something in a study that its owner should look at."""
-
-    place: str
-    what: str
-    level: Literal["error", "warning"] = "error"
-
-    def __str__(self) -> str:
-        return f"{self.place}: {self.what}"
-
-
-def load_index(study: Study) -> pd.DataFrame:
-    """The sites of `study`, sorted by plate, well and site.
+def load_index(study: Study, *, tell: bool = False) -> pd.DataFrame:
+    """The sites of `study`, sorted by plate, well and site; with `tell`, what the joins lost is logged in one line.
 
     Returns
     -------
     DataFrame, a row per site
         Metadata_Plate, Metadata_Well (A01), Metadata_Site as text, the other ``Metadata_`` columns, and a column per
-        channel with the image's path relative to ``images.root`` (or the folder of the pattern).
+        channel with the image's path relative to ``images.root`` (or the folder of the pattern), or its URL; the planes
+        of a stack with ``|`` between them, and the choice of a plane after ``#`` (`deepprofile.references`).
 
     Raises
     ------
@@ -53,9 +45,10 @@ def load_index(study: Study) -> pd.DataFrame:
         Lists every problem that keeps the table from being an index.
     """
     table, problems = read_index(study)
-    if errors := [str(problem) for problem in problems if problem.level == "error"]:
-        shown = errors[:20] + ([f"... and {len(errors) - 20} more"] if len(errors) > 20 else [])
-        raise InputError("\n  ".join([f"the index has {len(errors)} problem(s)", *shown]))
+    if errors := [problem for problem in problems if problem.level == "error"]:
+        raise InputError("\n  ".join([f"the index has {len(errors)} problem(s)", *problem_lines(errors)]))
+    if tell:
+        _log_losses(study, problems)
     return table
 
 
@@ -74,161 +67,144 @@ def read_index(study: Study) -> tuple[pd.DataFrame, list[Problem]]:
     InputError
         There is no table at all: a file or a needed column is absent, or no image name matches the pattern.
     """
-    if study.images.folder is not None and study.images.pattern is not None:
+    images = study.images
+    if images.zarr is not None:
+        plates = (images.zarr,) if isinstance(images.zarr, str) else images.zarr
+        place = ", ".join(plates)
+        table = scan_plates(plates, study.image_base, study.channels)
+        rows = [f"{place} site {' '.join(key)}" for key in table[[PLATE, WELL, SITE]].itertuples(index=False)]
+    elif images.folder is not None and images.pattern is not None:
         place = str(study.image_root)
-        table = scan_folder(study.image_root, study.images.pattern, study.channels)
+        table = scan_folder(study.image_root, images.pattern, study.channels)
+        rows = [f"{place} site {' '.join(key)}" for key in table[[PLATE, WELL, SITE]].itertuples(index=False)]
     else:
-        path = study.path(str(study.images.index))
-        place, table = str(path), read_table(path, metadata=True)
+        place = str(study.path(str(images.index)))
+        table, rows = _read_tables(place)
     require_columns(table, [PLATE, WELL], place)
-    for name in study.images.metadata:
-        table = _joined(table, study.path(name))
     if SITE not in table:
         table[SITE] = "1"  # one image a well; two of them are found as duplicates below
-    columns = list(study.channels.values()) if study.images.folder is None else list(study.channels)
-    if absent := [name for name in columns if name not in table]:
-        close = {name: get_close_matches(name, map(str, table.columns), 1) for name in absent}
-        said = "; ".join(f"no column {n!r}" + (f", is it {c[0]!r}?" if c else "") for n, c in close.items())
-        raise InputError(f"{place}: {said}; `channels` in study.yaml names a column of image paths per channel")
-    paths = table[columns].set_axis(list(study.channels), axis="columns")
-    table = table.drop(columns=[c for c in table.columns if c in columns])
-    table.columns = _prefixed(table, place)
-    problems = [*_absent(study, table, place), *_number_problems(study, table)]
-    wells = table[WELL].map({well: _well(well) for well in table[WELL].unique()})
+    paths, problems = _paths(study, table, place)
+    used = {column for column, _ in _columns(study, table).values()}
+    table = drop_image_columns(table.drop(columns=[c for c in table.columns if c in used]))
+    table.columns = prefixed(table, place)
+    if images.platemaps is not None:
+        maps = images.platemaps
+        table, lost = join_platemaps(table, study.path(maps.barcodes), study.path(maps.folder))
+        problems += lost
+    for more in images.metadata:
+        table, lost = join_metadata(table, study.path(more.table), more.on)
+        problems += lost
+    problems += [*_absent(study, table, place), *_number_problems(study, table)]
+    wells = table[WELL].map({well: plain_well(well) for well in table[WELL].unique()})
     problems += [
-        Problem(f"{place} row {i + 2}", f"{table[WELL].iloc[i]!r} is not a well such as A01")
-        for i in range(len(table))
-        if pd.isna(wells.iloc[i])
+        Problem(rows[i], f"{table[WELL].iloc[i]!r} is not a well such as A01")
+        for i in wells.isna().to_numpy().nonzero()[0]
     ]
     table[WELL] = wells.fillna(table[WELL])
     for name in (PLATE, SITE):
         table[name] = table[name].astype(str)
-        problems += [
-            Problem(f"{place} row {i + 2}", f"{name} is empty") for i in (table[name] == "").to_numpy().nonzero()[0]
-        ]
+        problems += [Problem(rows[i], f"{name} is empty") for i in (table[name] == "").to_numpy().nonzero()[0]]
     for channel in paths:
-        empty = paths[channel].isna() | (paths[channel].astype(str) == "")
         problems += [
-            Problem(f"{place} row {i + 2}", f"no image for channel {channel}; this site is left out", "warning")
-            for i in empty.to_numpy().nonzero()[0]
+            Problem(rows[i], f"no image for channel {channel}; this site is left out", "warning")
+            for i in (paths[channel] == "").to_numpy().nonzero()[0]
         ]
     twice = table.duplicated([PLATE, WELL, SITE], keep="first")
     for i in twice.to_numpy().nonzero()[0]:
         key = " ".join(table.iloc[i][[PLATE, WELL, SITE]])
-        problems.append(Problem(f"{place} row {i + 2}", f"site {key} stands in an earlier row too; remove one"))
+        problems.append(Problem(rows[i], f"site {key} stands in an earlier row too; remove one"))
     first = [PLATE, WELL, SITE]
     table = table[[*first, *(c for c in metadata_columns(table) if c not in first)]]
-    table = pd.concat([table, paths.fillna("").astype(str)], axis=1)
+    table = pd.concat([table, paths], axis=1)
     order = table[SITE].str.zfill(8)  # site 10 after site 9
     table = table.assign(_order=order).sort_values([PLATE, WELL, "_order"], kind="stable").drop(columns="_order")
     return table.reset_index(drop=True), problems
 
 
-def scan_folder(folder: Path, pattern: str, channels: Mapping[str, str] | None = None) -> pd.DataFrame:
-    """A row per site from the names of the image files under `folder`.
+def other_machine(study: Study, index: pd.DataFrame) -> list[Problem]:
+    """A problem where images lie in folders that are not on this machine, one for all of them.
 
-    Parameters
-    ----------
-    folder : Path
-    pattern : str
-        A regular expression, searched in the path relative to `folder` (with ``/``), with the named groups ``well``
-        (or ``row`` and ``col`` numbers) and ``channel``; ``site`` is 1 and ``plate`` the first folder where they are
-        absent.
-    channels : name -> value of the group `channel`, optional
-        By default each value names itself.
-
-    Returns
-    -------
-    DataFrame
-        Metadata_Plate, _Well, _Site and a path column per channel (empty where there is no image).
-
-    Raises
-    ------
-    InputError
-        Not a pattern, no such folder, no name matches, or two files are the same site and channel.
+    It looks at folders, not at files, and at no URL.
     """
+    named = pd.unique(index[list(study.channels)].to_numpy().ravel())
+    paths = [one for path in named for one in _files(path) if one and not is_url(one)]
+    folders = {path.rpartition("/")[0] for path in paths if Path(path).is_absolute() or is_windows(path)}
+    gone = sorted(folder for folder in folders if not Path(folder).is_dir())
+    if not gone:
+        return []
+    lost = [path for path in paths if path.rpartition("/")[0] in set(gone)]
+    start = common_start(lost)
+    what = (
+        f"{len(lost)} of {len(paths)} image paths start with {start}, where this machine has no such folder "
+        f"({gone[0]}); say where they are with images.roots: {{{start!r}: 'folder/'}}"
+    )
+    return [Problem("images", what)]
+
+
+def _log_losses(study: Study, problems: Sequence[Problem]) -> None:
+    tables = [study.path(more.table) for more in study.images.metadata]
+    if study.images.platemaps is not None:
+        tables.append(study.path(study.images.platemaps.folder))
+    lost = [str(p) for p in problems if p.level == "warning" and p.place in map(str, tables)]
+    if lost:
+        log.info("index: %s", "; ".join(lost))
+
+
+def _files(path: str) -> tuple[str, ...]:
     try:
-        compiled = re.compile(pattern)
-    except re.error as error:
-        raise InputError(f"images.pattern: {error} in {pattern!r}") from None
-    groups = set(compiled.groupindex)
-    if "channel" not in groups or not ("well" in groups or {"row", "col"} <= groups):
-        raise InputError(f"images.pattern {pattern!r}: expected named groups channel and well (or row and col)")
-    names = list_images(folder)
-    found: dict[tuple[str, str, str], dict[str, str]] = {}
-    values: dict[str, None] = {}
-    for name in names:
-        match = compiled.search(name)
-        if match is None:
-            continue
-        part = match.groupdict()
-        well = part.get("well") or _letters(int(part["row"])) + part["col"]
-        plate = part.get("plate") or (name.split("/")[0] if "/" in name else folder.resolve().name)
-        site = found.setdefault((plate, well, part.get("site") or "1"), {})
-        if part["channel"] in site:
-            raise InputError(
-                f"{folder}: {site[part['channel']]} and {name} are the same site and channel; "
-                "narrow images.pattern to one plane and time point"
-            )
-        site[part["channel"]] = name
-        values[part["channel"]] = None
-    if not found:
-        raise InputError(f"{folder}: none of {len(names)} image names matches {pattern!r}; one is {names[0]}")
-    channels = channels or {value: value for value in sorted(values)}
-    if absent := [f"{name} ({value!r})" for name, value in channels.items() if value not in values]:
-        raise InputError(
-            f"{folder}: no image of channel {', '.join(absent)}; the names hold {', '.join(sorted(values))}"
-        )
-    rows = [[*key, *(site.get(value, "") for value in channels.values())] for key, site in sorted(found.items())]
-    return pd.DataFrame(rows, columns=[PLATE, WELL, SITE, *channels])
+        return parse(path).files
+    except InputError:  # said where the image is read
+        return ()
 
 
-def list_images(folder: Path) -> list[str]:
-    """The image files under `folder`, as sorted paths relative to it; an InputError where there are none."""
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder")
-    names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
-    if not names:
-        raise InputError(f"{folder}: no image ({', '.join(SUFFIXES)}) in it or below")
-    return names
+def _columns(study: Study, table: pd.DataFrame) -> dict[str, tuple[str, str]]:
+    """Channel -> the column, or the LoadData image, that it is read from, and which plane of the file it is."""
+    if study.images.index is None:
+        return {name: (name, "") for name in study.channels}
+    return {k: (name, "") if name in table else split_fragment(name) for k, name in study.channels.items()}
 
 
-def guess_pattern(folder: Path) -> str:
-    """The known pattern that matches most image names under `folder`; an InputError where none does."""
-    names = list_images(folder)
-    counts = {p: sum(re.search(p, name) is not None for name in names) for p in PATTERNS.values()}
-    best = max(counts, key=lambda p: counts[p])
-    if not counts[best]:
-        raise InputError(
-            f"{folder}: no known pattern matches names like {names[0]}; give --pattern, a regular expression such as "
-            r"'(?P<plate>[^/]+)/(?P<well>[A-P]\d\d)_(?P<site>\d+)_(?P<channel>\w+)\.tif'"
-        )
-    return best
+def _read_tables(place: str) -> tuple[pd.DataFrame, list[str]]:
+    """The table at `place`, or all of a pattern such as load_data_csv/*/load_data.csv, and what to call each row."""
+    paths = sorted(glob(place, recursive=True)) if has_magic(place) and not Path(place).exists() else [place]
+    if not paths:
+        raise InputError(f"{place}: no such file")
+    tables = [read_table(path, metadata=True) for path in paths]
+    if len(tables) > 1:
+        odd = next((i for i, one in enumerate(tables) if set(one.columns) != set(tables[0].columns)), None)
+        if odd is not None:
+            name = sorted(map(str, set(tables[odd].columns) ^ set(tables[0].columns)))[0]
+            raise InputError(f"{paths[odd]}: its columns are not those of {paths[0]}; one alone has {name!r}")
+    rows = [f"{path} row {i + 2}" for path, one in zip(paths, tables, strict=True) for i in range(len(one))]
+    return pd.concat(tables, ignore_index=True), rows
 
 
-def _joined(table: pd.DataFrame, path: Path) -> pd.DataFrame:
-    more = read_table(path, metadata=True)
-    usual = {"plate": PLATE, "well": WELL, "well_position": WELL}
-    more = more.rename(columns=usual | {f"{METADATA}{name}": key for name, key in usual.items()})
-    more.columns = _prefixed(more, str(path))
-    require_columns(more, [WELL], str(path))
-    if PLATE in more:
-        more[PLATE] = more[PLATE].astype(str)  # a column called plate may have been read as numbers
-    on = [name for name in (PLATE, WELL) if name in more]
-    for side in (table, more):
-        side["_well"] = side[WELL].map({well: _well(well) or well for well in side[WELL].unique()})
-    keys = [n for n in on if n != WELL] + ["_well"]
-    if (twice := more[more.duplicated(keys)]).shape[0]:
-        raise InputError(f"{path}: well {twice[WELL].iloc[0]} stands in it more than once; keep one row a well")
-    new = [c for c in more.columns if c not in table.columns]
-    return table.merge(more[[*keys, *new]], on=keys, how="left", validate="m:1").drop(columns="_well")
+def _paths(study: Study, table: pd.DataFrame, place: str) -> tuple[pd.DataFrame, list[Problem]]:
+    """A column of paths per channel, with the roots of another machine replaced."""
+    columns = _columns(study, table)
+    problems = []
+    if absent := [name for name, _ in columns.values() if name not in table and not has_image(table, name)]:
+        have = [*image_names(table), *map(str, table.columns)]
+        close = {name: get_close_matches(name, have, 1) for name in absent}
+        said = "; ".join(f"no column {n!r}" + (f", is it {c[0]!r}?" if c else "") for n, c in close.items())
+        raise InputError(f"{place}: {said}; `channels` in study.yaml names a column of image paths per channel")
+    found = {}
+    for channel, (name, plane) in columns.items():
+        paths = table[name].fillna("").astype("str") if name in table else image_column(table, name)
+        if study.images.folder is None:
+            moved = {path: _moved(study, path) for path in paths.unique()}
+            paths = paths.map({old: with_fragment(new, plane) if new else "" for old, new in moved.items()})
+        found[channel] = paths.astype("str")
+        folder = f"PathName_{name.removeprefix('FileName_')}"
+        if name.startswith("FileName_") and folder in table:
+            what = f"{name} is read without {folder}; write {name.removeprefix('FileName_')} to use both"
+            problems.append(Problem(f"study.yaml channels.{channel}", what, "warning"))
+    return pd.DataFrame(found, index=table.index), problems
 
 
-def _prefixed(table: pd.DataFrame, place: str) -> list[str]:
-    names = [name if name.startswith(METADATA) else f"{METADATA}{name}" for name in map(str, table.columns)]
-    if twice := [name for i, name in enumerate(names) if name in names[:i]]:
-        raise InputError(f"{place}: two columns for {twice[0]}; remove one, or rename it")
-    return names
+def _moved(study: Study, path: str) -> str:
+    """`path`, of one file or of the planes of a stack, as it is called on this machine."""
+    return PLANES.join(move_root(one, study.images.roots) for one in path.split(PLANES))
 
 
 def _absent(study: Study, table: pd.DataFrame, place: str) -> list[Problem]:
@@ -251,22 +227,6 @@ def _number_problems(study: Study, table: pd.DataFrame) -> list[Problem]:
     numbers = pd.to_numeric(table[name], errors="coerce")
     bad = (numbers.isna() & table[name].notna() & (table[name] != "")).to_numpy().nonzero()[0]
     return [Problem(f"index row {i + 2}", f"{name} is {table[name].iloc[i]!r}, expected a number") for i in bad]
-
-
-def _well(well: object) -> str | None:
-    try:
-        return well_name(str(well))
-    except InputError:
-        return None
-
-
-def _letters(row: int) -> str:
-    """Row 1 is A, row 27 AA.
-
-    >>> _letters(1), _letters(16), _letters(32)
-    ('A', 'P', 'AF')
-    """
-    return chr(64 + row) if row <= 26 else "A" + chr(64 + row - 26)
 
 
 def sites_by_well(index: pd.DataFrame, plate: str) -> dict[str, pd.DataFrame]:

@@ -1,51 +1,53 @@
 """Where the cells are: found by a locator plugin, or read from files; one table a plate."""
 
 import inspect
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import tifffile
 
 from cytominer_tools.columns import CELL, METADATA, PLATE, SITE, WELL
 from cytominer_tools.errors import InputError
-from cytominer_tools.files import safe_name
-from cytominer_tools.manifest import PlateTable, fingerprint
-from cytominer_tools.tables import read_table
+from cytominer_tools.files import atomic_path, safe_name
+from cytominer_tools.manifest import Part, PlateTable, fingerprint
+from deepprofile.illumination import Correction
 from deepprofile.index import load_index, sites_by_well
+from deepprofile.intensities import plate_correction
+from deepprofile.location_files import Labels, LocationFiles, misfit
+from deepprofile.location_files import X as X
+from deepprofile.location_files import Y as Y
 from deepprofile.registry import load
 from deepprofile.sites import image_fingerprint, site_image, site_rows
 from deepprofile.study import Study
 from deepprofile.work import Done, log, map_ahead, progress, workers
 
 STAGE = "locations"
-X, Y = "Metadata_Location_X", "Metadata_Location_Y"
-# as CellProfiler and DeepProfiler name them, tried in this order
-_CENTRES = (
-    ("Nuclei_Location_Center_X", "Nuclei_Location_Center_Y"),
-    ("Location_Center_X", "Location_Center_Y"),
-    ("Nuclei_AreaShape_Center_X", "Nuclei_AreaShape_Center_Y"),
-    ("AreaShape_Center_X", "AreaShape_Center_Y"),
-    (X, Y),
-    ("x", "y"),
-)
 
 
 @dataclass(frozen=True)
 class _Site:
     row: Mapping[str, str]
     cells: pd.DataFrame | None  # x, y and the locator's other columns
-    why: str = ""  # where there are none because the site is bad
+    labels: bytes | None = None  # the TIFF of the label image, where it is kept
+    why: str = ""  # where there are no cells because the site is bad
 
 
 def locate_cells(study: Study, *, strict: bool = False) -> Done:
     """Write locations/PLATE/cells.parquet: a row per cell with its key, its centre (px) and the locator's columns.
 
-    A site whose image cannot be read, or whose location file is missing, is left out and reported.
+    A site whose image cannot be read, or whose location file is missing, is left out and reported; what is wrong with
+    a file of many sites is reported once. The other columns, such as Metadata_Area (px**2) and Metadata_Border, are
+    float64, bool or text whatever the site. With `locate.labels` the label image of each site is kept too, for
+    `read_labels`.
 
     Raises
     ------
@@ -53,7 +55,8 @@ def locate_cells(study: Study, *, strict: bool = False) -> Done:
         The locator or a setting is unknown; with `strict`, also the first bad site.
     """
     index = load_index(study)
-    locate = None if study.locate.files else _locator(study)
+    files = LocationFiles(study, index) if study.locate.files else None
+    find = _locator_finder(study) if files is None else _files_finder(study, files)
     settings = location_settings(study)
     made = kept = rows = 0
     skipped: list[tuple[str, str]] = []
@@ -63,30 +66,35 @@ def locate_cells(study: Study, *, strict: bool = False) -> Done:
             table = plate_locations(study, plate)
             for change in table.manifest.expect(settings):
                 log.info("locate: plate %s: %s: it runs again", plate, change)
-            keys = {well: table.manifest.key(_inputs(study, sites)) for well, sites in wells.items()}
+            light = None if files is not None else plate_correction(study, plate)
+            keys = {well: table.manifest.key(_inputs(study, files, sites, light)) for well, sites in wells.items()}
             current = [well for well in wells if table.manifest.is_current(well, keys[well])]
+            if study.locate.labels:
+                current = [w for w in current if _has_labels(study, table.manifest.parts[w], wells[w])]
             if strict:  # a bad site of an earlier run is read again, and refused
                 current = [well for well in current if not table.manifest.parts[well].skipped]
             todo = [well for well in wells if well not in current]
             advance(sum(len(wells[well]) for well in current))
             queue = [row for well in todo for row in site_rows(wells[well])]
             # closed whatever happens: the threads of an error that is kept would go on
-            with closing(map_ahead(lambda row: _find(study, locate, row), queue, 2 * workers())) as found:
+            with closing(map_ahead(find, queue, 2 * workers())) as found:
                 for well in todo:
                     sites = []
                     for _ in range(len(wells[well])):
                         sites.append(next(found))
                         advance(1)
-                    bad = [(f"{plate} {well} site {s.row[SITE]}", s.why) for s in sites if s.cells is None]
+                    bad = [(_what(s.row), s.why) for s in sites if s.cells is None]
                     if strict and bad:
                         raise InputError(f"{bad[0][0]}: {bad[0][1]}")
+                    _write_labels(study, table, well, sites)
                     table.write(well, keys[well], _table(sites), bad)
             table.finish(wells)
+            _sweep_labels(study, plate, index[index[PLATE] == plate])
             made, kept = made + len(todo), kept + len(wells) - len(todo)
             for part in table.manifest.parts.values():
                 rows += part.rows
                 skipped += part.skipped
-    return Done("locate", made, kept, rows, "cells", tuple(skipped))
+    return Done("locate", made, kept, rows, "cells", _told_once(skipped))
 
 
 def plate_locations(study: Study, plate: str) -> PlateTable:
@@ -95,32 +103,66 @@ def plate_locations(study: Study, plate: str) -> PlateTable:
 
 
 def read_located(study: Study, row: Mapping[str, str]) -> pd.DataFrame:
-    """The cells of one site from the files that `locate.files` names.
+    """The cells of one site from the files that `locate.files` names; for many sites, `LocationFiles` reads each once.
 
     Returns
     -------
     DataFrame
-        x and y, float64, px, in the order of the file; no rows where the file has none.
+        x and y, float64, px, in the order of the file, and where it has them area and border; no rows where the file
+        has none.
 
     Raises
     ------
     InputError
         No file, no columns of centres, or text in them.
     """
-    path = _location_path(study, row)
-    table = read_table(path)
-    centres = [(study.locate.x, study.locate.y)] if study.locate.x and study.locate.y else list(_CENTRES)
-    for x, y in centres:
-        if x in table and y in table:
-            break
-    else:
-        have = ", ".join(map(str, table.columns[:8]))
-        raise InputError(f"{path}: no columns of cell centres; it has {have}; name them in locate.x and locate.y")
-    cells = pd.DataFrame({name: pd.to_numeric(table[column], errors="coerce") for name, column in (("x", x), ("y", y))})
-    bad = (~np.isfinite(cells.to_numpy(float))).any(axis=1).nonzero()[0]
-    if len(bad):
-        raise InputError(f"{path} row {bad[0] + 2}: {x}, {y} are {list(table[[x, y]].iloc[bad[0]])}, expected numbers")
-    return cells.astype(np.float64)
+    return LocationFiles(study).read(row).cells
+
+
+def find_cells(study: Study, row: Mapping[str, str]) -> tuple[pd.DataFrame, Labels | None]:
+    """The cells of one site as `locate_cells` would find or read them now, and their label image where there is one.
+
+    Raises
+    ------
+    InputError
+        The locator or a setting is unknown, the image cannot be read, or the location file is bad.
+    """
+    if study.locate.files:
+        found = LocationFiles(study).read(row)
+        return found.cells, found.labels
+    channels = located_channels(study)
+    pixels = site_image(study, row, channels).astype(np.float32)
+    cells, labels = _locator(study)(
+        pixels, channels=channels, pixel_size_um=study.images.pixel_size_um, **study.locate.params
+    )
+    return cells, labels
+
+
+def read_labels(study: Study, row: Mapping[str, str]) -> Labels:
+    """The label image of one site, as `locate_cells` keeps it with `locate.labels`.
+
+    A crop with its neighbours masked is that of the pixels whose label is the cell's own, ``Metadata_Cell + 1``; what
+    the labels outline (nuclei or whole cells) is what the locator or the label files do.
+
+    Returns
+    -------
+    int32 array, shape (height, width)
+        0 is background; i + 1 is the cell whose Metadata_Cell is i.
+
+    Raises
+    ------
+    InputError
+        There is none: it was not kept, or the site was left out.
+    """
+    path = label_path(study, row)
+    if not path.is_file():
+        raise InputError(f"{path}: no label image; set locate.labels to true and run `deepprofile locate`")
+    return tifffile.imread(path).astype(np.int32)
+
+
+def label_path(study: Study, row: Mapping[str, str]) -> Path:
+    """Where the label image of one index row is kept."""
+    return _label_folder(study, row[PLATE]) / f"{safe_name(row[WELL])}_{safe_name(row[SITE])}.tif"
 
 
 def _locator(study: Study) -> Any:
@@ -132,65 +174,191 @@ def _locator(study: Study) -> Any:
     return locate
 
 
-def _location_path(study: Study, row: Mapping[str, str]) -> Path:
-    template = str(study.locate.files)
-    try:
-        name = template.format(plate=row[PLATE], well=row[WELL], site=row[SITE])
-    except (KeyError, IndexError, ValueError) as error:
-        raise InputError(f"locate.files {template!r}: only {{plate}}, {{well}} and {{site}} are filled in") from error
-    return study.path(name)
-
-
 def location_settings(study: Study) -> dict[str, Any]:
+    """What study.yaml says about locations; not whether labels are kept, which changes no cell."""
+    size = list(study.images.size) if study.images.size else None
     if study.locate.files:
-        return study.locate.model_dump(include={"files", "x", "y"})
-    channel = _channel(study)
+        return {**study.locate.model_dump(include={"files", "object", "x", "y"}), "size": size}
+    channels = located_channels(study)
     return {
         **study.locate.model_dump(include={"method", "params"}),
-        "channel": channel,
-        "column": study.channels[channel],
+        "channel": channels if len(channels) > 1 else channels[0],
+        "column": [study.channels[name] for name in channels] if len(channels) > 1 else study.channels[channels[0]],
         "pixel_size_um": study.images.pixel_size_um,
-        "size": list(study.images.size) if study.images.size else None,
-    }
+        "size": size,
+    } | ({} if study.correction is None else {"illumination": study.correction})
 
 
-def _channel(study: Study) -> str:
-    return study.locate.channel or next(iter(study.channels))
+def located_channels(study: Study) -> list[str]:
+    """The channels the locator sees, nuclei first."""
+    seen = study.locate.channel or next(iter(study.channels))
+    return [seen] if isinstance(seen, str) else list(seen)
 
 
-def _inputs(study: Study, sites: pd.DataFrame) -> list[Any]:
-    if study.locate.files:
-        return fingerprint([_location_path(study, row) for row in site_rows(sites)], study.root)
-    return image_fingerprint(study, sites, [_channel(study)])
+def _inputs(study: Study, files: LocationFiles | None, sites: pd.DataFrame, light: Correction | None) -> list[Any]:
+    if files is not None:  # with the sites: one file may hold all of them
+        rows = site_rows(sites)
+        return [fingerprint(files.inputs(rows), study.root), [[row[SITE] for row in rows]]]
+    images: list[Any] = image_fingerprint(study, sites, located_channels(study))
+    return images if light is None else [images, light.digest]
 
 
-def _find(study: Study, locate: Any, row: Mapping[str, str]) -> _Site:
-    try:
-        if locate is None:
-            return _Site(row, read_located(study, row))
-        channel = _channel(study)
-        image = site_image(study, row, [channel])
-    except InputError as error:
-        return _Site(row, None, str(error))
-    pixels, size = image.astype(np.float32), study.images.pixel_size_um
-    # the image is sound, so what the locator refuses is a parameter, and would be refused at every site
-    cells, _ = locate(pixels, channels=(channel,), pixel_size_um=size, **study.locate.params)
-    return _Site(row, cells)
+def _locator_finder(study: Study) -> Callable[[Mapping[str, str]], _Site]:
+    locate, channels, size = _locator(study), located_channels(study), study.images.pixel_size_um
+
+    def find(row: Mapping[str, str]) -> _Site:
+        try:
+            pixels = site_image(study, row, channels).astype(np.float32)
+        except InputError as error:
+            return _Site(row, None, why=str(error))
+        # the image is sound, so what the locator refuses is a parameter, and would be refused at every site
+        cells, labels = locate(pixels, channels=channels, pixel_size_um=size, **study.locate.params)
+        if not study.locate.labels:
+            return _Site(row, cells)
+        if labels is None:
+            raise InputError(f"locate.labels: the locator {study.locate.method} makes no label image; set it to false")
+        shape, highest = np.shape(labels), int(np.max(labels, initial=0))
+        if shape != pixels.shape[:2] or highest > len(cells):
+            raise InputError(
+                f"locate.method {study.locate.method}: a label image of shape {shape} with labels up to {highest} "
+                f"beside {len(cells)} rows; expected {pixels.shape[:2]}, and label i + 1 for row i"
+            )
+        return _Site(row, cells, _tiff(labels))
+
+    return find
+
+
+def _files_finder(study: Study, files: LocationFiles) -> Callable[[Mapping[str, str]], _Site]:
+    shapes = _Shapes(study)
+
+    def find(row: Mapping[str, str]) -> _Site:
+        try:
+            cells, labels = files.read(row)
+            if why := shapes.misfit(row, cells, labels):
+                raise InputError(f"{files.path(row)}: {why}")
+        except InputError as error:
+            return _Site(row, None, why=str(error))
+        return _Site(row, cells, _tiff(labels) if study.locate.labels and labels is not None else None)
+
+    return find
+
+
+class _Shapes:
+    """Sizes of images, of which as few as possible are read: the first of a plate, and those that contradict it."""
+
+    def __init__(self, study: Study):
+        self._study = study
+        self._lock = Lock()
+        self._usual: dict[str, tuple[int, ...]] = {}
+
+    def misfit(self, row: Mapping[str, str], cells: pd.DataFrame, labels: Labels | None) -> str:
+        """Why the cells cannot be those of the image, "" where they can or where no image can be read."""
+        fixed = self._study.images.size
+        for shape in (fixed,) if fixed else (self._of_plate(row), None):
+            if shape is None and (shape := self._own(row)) is None:
+                return ""
+            if not (why := misfit(cells, labels, shape)):
+                return ""
+        return why
+
+    def _of_plate(self, row: Mapping[str, str]) -> tuple[int, ...] | None:
+        with self._lock:
+            if row[PLATE] not in self._usual and (own := self._own(row)) is not None:
+                self._usual[row[PLATE]] = own
+            return self._usual.get(row[PLATE])
+
+    def _own(self, row: Mapping[str, str]) -> tuple[int, ...] | None:
+        try:
+            return site_image(self._study, row, [next(iter(self._study.channels))]).shape[:2]
+        except InputError:
+            return None
+
+
+def _what(row: Mapping[str, str]) -> str:
+    return f"{row[PLATE]} {row[WELL]} site {row[SITE]}"
+
+
+def _told_once(skipped: list[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    """One line for the sites that were left out for the same reason: a file they share."""
+    places: dict[str, list[str]] = {}
+    for what, why in skipped:
+        places.setdefault(why, []).append(what)
+    more = {why: f" and {len(sites) - 1} more site(s)" if len(sites) > 1 else "" for why, sites in places.items()}
+    return tuple((sites[0] + more[why], why) for why, sites in places.items())
+
+
+def _label_folder(study: Study, plate: str) -> Path:
+    return study.root / STAGE / safe_name(plate) / "labels"
+
+
+def _tiff(labels: Any) -> bytes:
+    """The compressed file, made in the thread that found the cells: what waits to be written is small."""
+    small = np.max(labels, initial=0) < 2**16
+    file = BytesIO()
+    tifffile.imwrite(file, np.asarray(labels).astype(np.uint16 if small else np.int32), compression="zlib")
+    return file.getvalue()
+
+
+def _write_labels(study: Study, table: PlateTable, well: str, sites: list[_Site]) -> None:
+    """Replace the label images of a well; it is forgotten before, so that a kill leaves no older cells beside them."""
+    paths = [label_path(study, site.row) for site in sites]
+    if not study.locate.labels and not any(path.exists() for path in paths):
+        return
+    if table.manifest.parts.pop(well, None) is not None:
+        table.manifest.save()
+    for path, site in zip(paths, sites, strict=True):
+        if site.labels is None:
+            path.unlink(missing_ok=True)
+        else:
+            with atomic_path(path) as part:
+                part.write_bytes(site.labels)
+
+
+def _has_labels(study: Study, part: Part, sites: pd.DataFrame) -> bool:
+    without = {what for what, _ in part.skipped}
+    return all(_what(row) in without or label_path(study, row).exists() for row in site_rows(sites))
+
+
+def _sweep_labels(study: Study, plate: str, sites: pd.DataFrame) -> None:
+    """Delete the label images of sites that are gone, all of them where none are kept."""
+    folder = _label_folder(study, plate)
+    if not study.locate.labels:
+        shutil.rmtree(folder, ignore_errors=True)
+    elif folder.is_dir():
+        names = {label_path(study, row).name for row in site_rows(sites)}
+        for path in folder.iterdir():
+            if path.name not in names:
+                path.unlink()
 
 
 def _table(sites: list[_Site]) -> pa.Table:
     frames = []
     for site in sites:
-        if site.cells is not None:
+        # those without cells are passed over: the types of an empty table are accidents
+        if site.cells is not None and len(site.cells):
             cells = site.cells
             key = {PLATE: site.row[PLATE], WELL: site.row[WELL], SITE: site.row[SITE]}
             frame = pd.DataFrame({**key, CELL: np.arange(len(cells), dtype=np.int32)}, index=cells.index)
-            more = [name for name in cells.columns if name not in ("x", "y")]
-            renamed = cells[more].rename(columns=lambda name: f"{METADATA}{name.capitalize()}")
-            frames.append(frame.assign(**{X: cells["x"].astype(float), Y: cells["y"].astype(float)}).join(renamed))
-    if not frames:  # every site is bad: the columns of the key alone
+            frame = frame.assign(**{X: cells["x"].astype(float), Y: cells["y"].astype(float)})
+            for name in cells.columns:
+                if name in ("x", "y"):
+                    continue
+                column = name if name.startswith(METADATA) else f"{METADATA}{name.capitalize()}"
+                if column in frame:
+                    raise InputError(f"the locator's column {name!r} would be {column}, which is taken; rename it")
+                frame[column] = _one_type(cells[name])
+            frames.append(frame)
+    if not frames:  # no site has cells, or every site is bad: the columns of the key alone
         columns = {PLATE: "str", WELL: "str", SITE: "str", CELL: "int32", X: "float64", Y: "float64"}
         frames = [pd.DataFrame({name: pd.Series(dtype=dtype) for name, dtype in columns.items()})]
     table = pa.Table.from_pandas(pd.concat(frames, ignore_index=True), preserve_index=False).replace_schema_metadata()
-    text = [pa.field(f.name, pa.string()) if f.name in (PLATE, WELL, SITE) else f for f in table.schema]
-    return table.cast(pa.schema(text))
+    text = [f.with_type(pa.string()) if pa.types.is_large_string(f.type) else f for f in table.schema]
+    keys = [pa.field(f.name, pa.string()) if f.name in (PLATE, WELL, SITE) else f for f in text]
+    return table.cast(pa.schema(keys))
+
+
+def _one_type(values: pd.Series) -> pd.Series:
+    """bool, float64 or text: a count that is whole at one site and missing at another must not change the type."""
+    if pd.api.types.is_bool_dtype(values):
+        return values
+    return values.astype(float) if pd.api.types.is_numeric_dtype(values) else values.astype("str")

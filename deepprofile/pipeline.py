@@ -22,8 +22,9 @@ def run_study(study: Study, *, strict: bool = False) -> Iterator[Done]:
         The first thing that its owner can mend; with `strict`, also a site that cannot be read.
     """
     with study.writing():
-        write_index(study, load_index(study))
-        if study.crops.normalize == "plate_control":
+        write_index(study, load_index(study, tell=True))
+        light = study.illumination
+        if study.crops.normalize == "plate_control" or light.method != "none" or light.qc:
             yield measure_intensities(study, strict=strict)
         yield locate_cells(study, strict=strict)
         twins = [study.untrained, study] if study.untrained else [study]

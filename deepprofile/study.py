@@ -10,9 +10,13 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from cytominer_tools.errors import InputError
 from cytominer_tools.files import locked, safe_name, sweep
 from deepprofile.preprocess import Crops, Preprocess
+from deepprofile.references import Projection, is_url
 from deepprofile.yaml import read_yaml
 
 NAME = "study.yaml"
+LOCATION_TABLES = (".csv", ".csv.gz", ".parquet")
+LOCATION_DATABASES = (".sqlite", ".sqlite3", ".db")
+LOCATION_LABELS = (".tif", ".tiff", ".png")
 STAGES = ("illumination", "locations", "features", "models", "profiles", "scores")  # folders that stages write to
 
 
@@ -20,23 +24,66 @@ class Section(BaseModel, frozen=True, extra="forbid"):
     """A part of study.yaml: frozen, and unknown keys are refused."""
 
 
+class MetadataTable(Section):
+    """An entry of `images.metadata`: a table, and the columns it is joined by; its path alone will do."""
+
+    table: str
+    on: tuple[str, ...] = ()  # plate and well by default, as far as the table has them
+
+    @model_validator(mode="before")
+    @classmethod
+    def _path_alone(cls, value: Any) -> Any:
+        return {"table": value} if isinstance(value, str) else value
+
+
+class Platemaps(Section):
+    """The `images.platemaps` section: which plate has which map, and the folder of the maps."""
+
+    barcodes: str  # a table with Assay_Plate_Barcode and Plate_Map_Name
+    folder: str  # a .txt, .tsv or .csv per map, with well_position
+
+
 class Images(Section):
     """The `images` section: where the sites and their images are listed."""
 
-    index: str | None = None  # a table with a row per site, relative to study.yaml
+    index: str | None = None  # a table with a row per site, relative to study.yaml; * stands for several
     folder: str | None = None  # or a folder of images, with
     pattern: str | None = None  # a regular expression with named groups plate, well (or row, col), site, channel
-    metadata: tuple[str, ...] = ()  # tables joined to the sites by plate and well, or well alone
-    root: str = "."  # the folder that relative image paths start from
+    platemaps: Platemaps | None = None  # joined to the sites before the metadata
+    metadata: tuple[MetadataTable, ...] = ()  # tables joined to the sites
+    zarr: str | tuple[str, ...] | None = None  # or OME-Zarr plates: folders or URLs, from root
+    root: str = "."  # the folder or URL that relative image paths start from
+    roots: dict[str, str] = {}  # starts of image paths -> what replaces them, where a table comes from elsewhere
+    projection: Projection | None = None  # of a z stack to one plane
     size: tuple[int, int] | None = None  # height, width in px that every image must have
     pixel_size_um: float | None = Field(None, gt=0)
 
     @model_validator(mode="after")
     def _one_source(self) -> "Images":
-        if (self.index is None) == (self.folder is None):
-            raise ValueError("give either index (a table with a row per site) or folder with pattern")
+        if sum(source is not None for source in (self.index, self.folder, self.zarr)) != 1:
+            raise ValueError("give either index (a table with a row per site), folder with pattern, or zarr")
         if (self.folder is None) != (self.pattern is None):
             raise ValueError("folder and pattern go together")
+        return self
+
+
+class Illumination(Section):
+    """The `illumination` section: how uneven light is taken out of the images of a plate, and their quality control."""
+
+    method: Literal["none", "deepprofiler", "smooth", "files"] = "none"
+    files: str | None = None  # functions of CellProfiler such as "illum/{plate}/{plate}_Illum{channel}.npy"
+    filter: Literal["median", "gaussian"] = "median"  # of smooth
+    window: float | None = Field(None, gt=0)  # of the filter, px of the full image; 96 for deepprofiler, 80 for smooth
+    window_um: float | None = Field(None, gt=0)  # instead
+    downscale: int = Field(4, ge=1, le=32)  # the mean image is made smaller by this before it is smoothed
+    qc: bool = False  # read every site, and write its quality, also where no correction needs every site
+
+    @model_validator(mode="after")
+    def _one_method(self) -> "Illumination":
+        if (self.method == "files") != (self.files is not None):
+            raise ValueError("method files and the key files, a template of .npy files, go together")
+        if self.window is not None and self.window_um is not None:
+            raise ValueError("give either window (px) or window_um")
         return self
 
 
@@ -54,11 +101,25 @@ class Locate(Section):
     """The `locate` section: a locator plugin that finds the cells, or files that hold their centres."""
 
     method: str = "nuclei"
-    channel: str | None = None  # the channel the locator sees; the first one by default
+    channel: str | tuple[str, ...] | None = None  # what the locator sees, nuclei first; the first channel by default
     params: dict[str, Any] = {}
-    files: str | None = None  # instead: a CSV per site such as "{plate}/{well}-{site}-Nuclei.csv"
+    files: str | None = None  # instead: tables, databases or label images such as "{plate}/{well}-{site}-Nuclei.csv"
+    object: str = Field("Nuclei", min_length=1)  # whose centres, where the files have those of several; or Cells
     x: str | None = None  # its columns, where they have no usual name
     y: str | None = None
+    labels: bool = False  # keep the label image of each site
+
+    @model_validator(mode="after")
+    def _known_files(self) -> "Locate":
+        if (self.x is None) != (self.y is None):
+            raise ValueError("x and y go together")
+        if self.files is not None:
+            suffixes = (*LOCATION_TABLES, *LOCATION_DATABASES, *LOCATION_LABELS)
+            if not self.files.lower().endswith(suffixes):
+                raise ValueError(f"files {self.files!r}: the suffix must be one of {', '.join(suffixes)}")
+            if self.labels and not self.files.lower().endswith(LOCATION_LABELS):
+                raise ValueError(f"labels: {self.files!r} holds centres; label images are {', '.join(LOCATION_LABELS)}")
+        return self
 
 
 class ProfileModel(Section):
@@ -106,6 +167,7 @@ class Study(Section):
     columns: Columns = Columns()
     controls: str | None = None  # a pandas query that picks the control wells
     seed: int = Field(0, ge=0)
+    illumination: Illumination = Illumination()
     locate: Locate = Locate()
     crops: Crops = Crops()
     profile: ProfileModel = ProfileModel()
@@ -123,9 +185,49 @@ class Study(Section):
 
     @model_validator(mode="after")
     def _known_channel(self) -> "Study":
-        if self.locate.channel is not None and self.locate.channel not in self.channels:
-            raise ValueError(f"locate.channel: {self.locate.channel!r} is not one of {', '.join(self.channels)}")
+        seen = self.locate.channel or ()
+        for name in (seen,) if isinstance(seen, str) else seen:
+            if name not in self.channels:
+                raise ValueError(f"locate.channel: {name!r} is not one of {', '.join(self.channels)}")
         return self
+
+    @model_validator(mode="after")
+    def _known_window(self) -> "Study":
+        light = self.illumination
+        if light.window_um is not None and self.images.pixel_size_um is None:
+            raise ValueError("illumination.window_um: give images.pixel_size_um too, or illumination.window in px")
+        if light.method == "deepprofiler":
+            side = self.illumination_window / light.downscale
+            if side % 2 or side < 2:
+                raise ValueError(
+                    f"illumination.window: {self.illumination_window:g} px are {side:g} at 1/{light.downscale} of the "
+                    "size, where the disk of deepprofiler needs an even number of at least 2, such as 24"
+                )
+        return self
+
+    @property
+    def illumination_window(self) -> float:
+        """Width of the filter that smooths the mean image, px of the full image."""
+        light = self.illumination
+        if light.window_um is not None and self.images.pixel_size_um is not None:
+            return light.window_um / self.images.pixel_size_um
+        return light.window or (96.0 if light.method == "deepprofiler" else 80.0)
+
+    @property
+    def correction(self) -> dict[str, Any] | None:
+        """What makes the illumination functions, as JSON values; None where images are left as they are."""
+        light = self.illumination
+        if light.method == "none":
+            return None
+        if light.method == "files":
+            return {"method": light.method, "files": light.files}
+        smoothing = {"window": self.illumination_window, "downscale": light.downscale}
+        return {"method": light.method, **smoothing} | ({"filter": light.filter} if light.method == "smooth" else {})
+
+    @property
+    def image_base(self) -> str | Path:
+        """Where relative image paths start: a folder, or a URL."""
+        return self.images.root if self.images.folder is None and is_url(self.images.root) else self.image_root
 
     @property
     def image_root(self) -> Path:

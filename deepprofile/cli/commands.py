@@ -72,12 +72,51 @@ def stage_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--index", type=click.Path(path_type=Path), help="A CSV or Parquet with a row per site.")
 @click.option("--images", type=click.Path(path_type=Path), help="Instead: a folder of images.")
 @click.option("--pattern", help="How their names are built: a regular expression with named groups.")
-@click.option("--metadata", type=click.Path(path_type=Path), help="A CSV that says what each well was treated with.")
-def init(study: Path, index: Path | None, images: Path | None, pattern: str | None, metadata: Path | None) -> None:
-    """Write a commented study.yaml from an index or a folder of images."""
-    from deepprofile.template import init_study
+@click.option("--preset", help="Or the microscope: phenix, imagexpress, opera, incarta, yokogawa or generic.")
+@click.option("--platemaps", type=click.Path(path_type=Path), help="A folder with barcode_platemap.csv and platemap/.")
+@click.option(
+    "--metadata",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="A table that says what each well was treated with, or about its compound; may be repeated.",
+)
+@click.option("--deepprofiler", type=click.Path(path_type=Path), help="Instead: a DeepProfiler project.")
+@click.option("--config", help="Its file in inputs/config, where there are several.")
+def init(
+    study: Path,
+    index: Path | None,
+    images: Path | None,
+    pattern: str | None,
+    preset: str | None,
+    platemaps: Path | None,
+    metadata: tuple[Path, ...],
+    deepprofiler: Path | None,
+    config: str | None,
+) -> None:
+    """Write a commented study.yaml from an index, a folder of images or a DeepProfiler project."""
+    if deepprofiler is not None:
+        from deepprofile.deepprofiler_project import init_deepprofiler
 
-    path = init_study(study, index=index, images=images, pattern=pattern, metadata=metadata)
+        if images or pattern or preset or platemaps or metadata:
+            raise InputError("with --deepprofiler only --config and --index (a file in inputs/metadata) are read")
+        made = init_deepprofiler(study, deepprofiler, config=config, index=str(index) if index else None)
+        path = made.path
+        for note in made.notes:
+            click.echo(f"- {note}")
+    else:
+        from deepprofile.template import init_study
+
+        if config:
+            raise InputError("--config is of a DeepProfiler project; give it with --deepprofiler")
+        path = init_study(
+            study,
+            index=index,
+            images=images,
+            pattern=pattern,
+            preset=preset,
+            platemaps=platemaps,
+            metadata=metadata,
+        )
     click.echo(f"{path}: look it over, then `deepprofile check {study}` and `deepprofile run {study}`")
 
 
@@ -87,6 +126,7 @@ def init(study: Path, index: Path | None, images: Path | None, pattern: str | No
 def check(study: Path, as_json: bool) -> None:
     """List every problem of a study, and what its layout confounds."""
     from deepprofile.checks import check_study
+    from deepprofile.problems import problem_lines
 
     problems = check_study(_study(study))
     errors = sum(problem.level == "error" for problem in problems)
@@ -94,20 +134,37 @@ def check(study: Path, as_json: bool) -> None:
         click.echo(json.dumps([vars(problem) for problem in problems], indent=1))
     else:
         for level in ("error", "warning"):
-            rows = [f"  {problem}" for problem in problems if problem.level == level]
-            if rows:
-                click.echo("\n".join([f"{len(rows)} {level}(s)", *_first(rows, "with --json", 30)]))
+            found = [problem for problem in problems if problem.level == level]
+            if found:
+                lines = [f"  {line}" for line in problem_lines(found)]
+                click.echo("\n".join([f"{len(found)} {level}(s)", *_first(lines, "with --json", 60)]))
         if not errors:
             click.echo("Nothing keeps it from running." if problems else "Nothing is wrong.")
     sys.exit(2 if errors else 0)
 
 
+_preview_option = click.option(
+    "--preview", is_flag=True, help="Draw the cells of six sites to locations/preview.png, and write nothing else."
+)
+
+
+def _no_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    return command
+
+
 def _stage(name: str, module: str, function: str, doc: str) -> None:
     @main.command(name, help=doc)
+    @(_preview_option if name == "locate" else _no_option)
     @stage_options
-    def command(study: Path, strict: bool, as_json: bool) -> None:
+    def command(study: Path, strict: bool, as_json: bool, preview: bool = False) -> None:
         from importlib import import_module
 
+        if preview:
+            from deepprofile.preview import preview_study
+
+            path = str(preview_study(_study(study)))
+            click.echo(json.dumps({"preview": path}) if as_json else f"{path}: look at it; no cells were written")
+            return
         settings = {"strict": strict} if module in ("intensities", "locations", "features") else {}
         with _quiet_keras() if module == "features" else _nothing():
             run = getattr(import_module(f"deepprofile.{module}"), function)
@@ -127,7 +184,12 @@ def run(study: Path, strict: bool, as_json: bool) -> None:
 
 
 for _name, _module, _function, _doc in (
-    ("illumination", "intensities", "measure_intensities", "Measure each plate's range of intensities."),
+    (
+        "illumination",
+        "intensities",
+        "measure_intensities",
+        "Measure each plate's range of intensities and its uneven light.",
+    ),
     ("locate", "locations", "locate_cells", "Find the cells."),
     ("profile", "features", "profile_cells", "Turn each cell into features by a network."),
     ("aggregate", "profiles", "aggregate_wells", "Make well profiles of single cells."),
@@ -153,6 +215,58 @@ def models(as_json: bool) -> None:
         click.echo(f"{row['group']}  {row['name']}  ({row['package']}; {row['licence']}; {row['source']})")
         click.echo(f"    {row['about']}")
         click.echo(f"    options: {', '.join(row['options']) or 'none'}")
+
+
+@main.command()
+@click.argument("study", type=click.Path(path_type=Path))
+@click.option("--plates", default=3, show_default=True, help="Each holds every compound once at each concentration.")
+@click.option("--sites", default=2, show_default=True, help="A well.")
+@click.option(
+    "--size", type=(int, int), default=(360, 360), show_default=True, help="Height and width of an image, px."
+)
+@click.option("--cells", default=28, show_default=True, help="A site, under control.")
+@click.option("--pixel-size", default=0.6, show_default=True, help="Edge of a pixel, um.")
+@click.option("--moas", default=6, show_default=True, help="Mechanisms; half of them leave intensity and count alone.")
+@click.option("--compounds", default=4, show_default=True, help="A mechanism.")
+@click.option("--controls", default=8, show_default=True, help="DMSO wells a plate.")
+@click.option("--concentration", type=float, default=(10.0,), show_default=True, multiple=True, help="uM; repeatable.")
+@click.option("--layout", type=click.Choice(["random", "fixed"]), default="random", show_default=True)
+@click.option("--masks", is_flag=True, help="Write the nuclei as label images too.")
+@click.option("--seed", default=0, show_default=True)
+def simulate(
+    study: Path,
+    plates: int,
+    sites: int,
+    size: tuple[int, int],
+    cells: int,
+    pixel_size: float,
+    moas: int,
+    compounds: int,
+    controls: int,
+    concentration: tuple[float, ...],
+    layout: str,
+    masks: bool,
+    seed: int,
+) -> None:
+    """Simulate a study with known truth in the new folder STUDY."""
+    from deepprofile.demo import simulate_study
+
+    made = simulate_study(
+        study,
+        plates=plates,
+        sites=sites,
+        size=size,
+        cells=cells,
+        pixel_size_um=pixel_size,
+        moas=moas,
+        compounds_per_moa=compounds,
+        controls=controls,
+        concentrations=concentration,
+        layout=layout,
+        masks=masks,
+        seed=seed,
+    )
+    click.echo(f"{made.root}: simulated images, truth in images/truth/; `deepprofile run {study}` runs it")
 
 
 @main.command()

@@ -8,31 +8,42 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from scipy import ndimage
-from skimage.filters import threshold_otsu
 from skimage.morphology import h_maxima
 from skimage.segmentation import watershed
 
 from cytominer_tools.errors import InputError
+from plugins.locators.contrast import (
+    SMALLEST_PX,
+    Floats,
+    blurred,
+    channel_counts,
+    contrast_of,
+    disc,
+    estimate_diameter,
+    floats,
+    least_step,
+    resized,
+    smoothing,
+)
+from plugins.locators.regions import Labels, mean_within, nearest_label, tabulate
 
-Floats = npt.NDArray[np.float32]
-Labels = npt.NDArray[np.int32]
 Contour = npt.NDArray[np.int32]  # (n, 1, 2), x before y, as cv2 gives it
 
-# The diameter is estimated between these; fewer than 6 px show no shape, and a field needs some background.
-NUCLEUS_UM = (8.0, 30.0)
-SMALLEST_PX, LARGEST_FRACTION = 6.0, 1 / 3
 # Nuclei are searched at this width (px): larger ones are shrunk to it, smaller ones enlarged up to ENLARGE times.
 WORKING_DIAMETER, ENLARGE = 20.0, 1.5
 LEAST_AREA = 12.0  # px of the full image: below, the grain of an image looks like nuclei
 LEVEL_RATIO = 1.2  # between neighbouring level sets
-SEED_AREA = 0.06  # of the typical area: smaller bumps are texture
 DEEP = 0.45  # of a nucleus's peak: level sets below this no longer describe its shape
 SHALLOW = 0.65  # saddle over peak: a deeper valley separates two nuclei even if together they are convex
 # A shape is cut where (distance from its rim x contrast) falls by this share of its maximum, unless it is this convex.
-NECK, NEARLY_DISC = 0.1, 0.95
+NECK, NEARLY_DISC = 0.05, 0.95
 # A dim nucleus on the flank of a bright one has no summit of its own: what bulges (Laplacian < 0 at this scale, in
 # diameters) away from the found nuclei, above this share of the neighbour's contrast, wide, large and convex enough.
-BULGE_SCALE, FLANK, GAP, WIDTH, LEFTOVER_SIZE, LEFTOVER_CONVEXITY = 0.14, 0.25, 0.08, 0.15, 0.5, 0.8
+BULGE_SCALE, FLANK, GAP, WIDTH, LEFTOVER_SIZE, LEFTOVER_CONVEXITY = 0.14, 0.25, 0.12, 0.2, 0.45, 0.8
+# The share of a nucleus above 0.25 of its summit that is also above 0.75: a parabolic bump has 1/3, a flat disc 1.
+# Below PLATEAU nuclei must stand out by CLEAR times `noise` (real ones: over 3, bumps of noise: under 1.6) and be
+# narrower than RESOLVED px: defocus and haze blur a small nucleus to a bump, but never one so wide.
+PLATEAU_LEVELS, PLATEAU, CLEAR, RESOLVED = (0.25, 0.75), 0.4, 2.0, 80.0
 OUTLINE, REACH = 0.4, 0.25  # outline at this share of a nucleus's mean contrast, at most so many diameters further out
 
 
@@ -74,7 +85,9 @@ def locate(
     -------
     table : DataFrame, a row a nucleus, sorted by y, then x
         x, y (px, centroid; (0, 0) is the centre of the top-left pixel), area (px**2), border (it touches the edge of
-        the image), intensity (mean counts above background). No row where there is no nucleus.
+        the image), intensity (mean counts above background), focus (variance of the scale-normalised Laplacian in the
+        box of the nucleus over its squared intensity: no unit, and lower the more blurred). No row where there is no
+        nucleus.
     labels : int32 array, shape (height, width)
         0 is background, i + 1 is row i of the table.
 
@@ -89,18 +102,19 @@ def locate(
     training, its choice is by convexity, size and depth of the valley.
     """
     _check_parameters(pixel_size_um, diameter, noise, min_contrast, min_size, max_size, convexity)
-    counts = _first_channel(image, channels)
+    counts = channel_counts(image, channels)
     low, high = float(counts.min()), float(counts.max())
     if low == high or min(counts.shape) < SMALLEST_PX:
-        return _tabulate(np.zeros(counts.shape, np.int32), np.zeros(counts.shape, np.float32))
+        return tabulate(np.zeros(counts.shape, np.int32), np.zeros(counts.shape, np.float32), 1.0)
     x = ((counts - low) / (high - low)).astype(np.float32)
-    calm = _floats(cv2.medianBlur(x, 3))  # without hot pixels
-    size = _estimate_diameter(calm, pixel_size_um) if diameter is None else diameter / (pixel_size_um or 1.0)
-    contrast, threshold = _contrast(x, calm, size, noise)
+    calm = floats(cv2.medianBlur(x, 3))  # without hot pixels
+    size = estimate_diameter(calm, pixel_size_um) if diameter is None else diameter / (pixel_size_um or 1.0)
+    contrast, threshold = contrast_of(x, calm, size, noise)
+    threshold = max(threshold, least_step(counts) / (high - low))
     zoom = min(ENLARGE, WORKING_DIAMETER / size)
     least_area = max(min_size**2, LEAST_AREA / (np.pi / 4 * size**2))  # in typical areas
     found = _search(
-        _resize(contrast, zoom),
+        resized(contrast, zoom),
         threshold=threshold,
         size=size * zoom,
         min_contrast=min_contrast,
@@ -109,7 +123,7 @@ def locate(
         convexity=convexity,
     )
     labels = _outline(contrast, found, threshold=threshold, size=size, noise=noise)
-    return _tabulate(labels, contrast * np.float32(high - low))
+    return tabulate(labels, contrast * np.float32(high - low), smoothing(size))
 
 
 locate.source = "written for deepprofile; no learned weights"  # type: ignore[attr-defined]
@@ -139,123 +153,6 @@ def _check_parameters(
         raise InputError(f"min_size={min_size}, max_size={max_size}: expected 0 < min_size < max_size")
     if not 0 < convexity <= 1:
         raise InputError(f"convexity={convexity}: expected a share above 0 and at most 1, such as 0.9")
-
-
-def _first_channel(image: npt.NDArray[np.float32], channels: Sequence[str]) -> npt.NDArray[np.float64]:
-    """The DNA channel as float64, so that a large offset takes no digits."""
-    image = np.asarray(image)
-    if image.ndim != 3:
-        raise InputError(f"image has shape {image.shape}: expected (height, width, channels); use image[..., None]")
-    if image.shape[2] != len(channels):
-        raise InputError(f"image has {image.shape[2]} channel(s), the names are {list(channels)}: name every channel")
-    if 0 in image.shape:
-        raise InputError(f"image has shape {image.shape}: expected at least one pixel and one channel")
-    counts: npt.NDArray[np.float64] = image[..., 0].astype(np.float64)
-    if bad := int((~np.isfinite(counts)).sum()):
-        raise InputError(
-            f"{channels[0]}: {bad} of {counts.size} pixels are not finite; replace them or leave the site out"
-        )
-    return counts
-
-
-def _floats(x: npt.ArrayLike) -> Floats:
-    """cv2 does not say what it returns; no copy is made."""
-    return np.asarray(x, np.float32)
-
-
-def _resize(x: Floats, zoom: float) -> Floats:
-    """`x` with its sides times `zoom`, area-averaged when shrunk."""
-    if zoom == 1:
-        return x
-    sides = (max(1, round(x.shape[1] * zoom)), max(1, round(x.shape[0] * zoom)))
-    return _floats(cv2.resize(x, sides, interpolation=cv2.INTER_AREA if zoom < 1 else cv2.INTER_LINEAR))
-
-
-def _smooth(x: Floats, sigma: float) -> Floats:
-    return _floats(cv2.GaussianBlur(x, (0, 0), sigma))
-
-
-def _disc(radius: float) -> npt.NDArray[np.uint8]:
-    """A flat disc, at least one pixel in radius."""
-    side = 2 * max(1, round(radius)) + 1
-    return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side)).astype(np.uint8)
-
-
-def _estimate_diameter(x: Floats, pixel_size_um: float | None) -> float:
-    """Typical diameter of a nucleus in pixels, from the circles that fit into the bright class."""
-    smallest, largest = SMALLEST_PX, max(SMALLEST_PX, min(x.shape) * LARGEST_FRACTION)
-    if pixel_size_um is not None:
-        smallest, largest = (max(3.0, um / pixel_size_um) for um in NUCLEUS_UM)
-    zoom = min(1.0, 800 / min(x.shape), 8 / smallest)
-    small = _smooth(_resize(x, zoom), 1.0)
-    small = small - _background(small, min(largest * zoom, min(small.shape) / 10))  # half the field at most
-    mask = (small > threshold_otsu(small)).astype(np.uint8)
-    distance = _smooth(_floats(cv2.distanceTransform(mask, cv2.DIST_L2, 5)), 1.0)
-    summit = (distance == cv2.dilate(distance, np.ones((5, 5), np.uint8))) & (distance > 1)
-    radii = np.sort(distance[summit])
-    if not len(radii):
-        return float(np.clip(2 * SMALLEST_PX, smallest, largest))
-    weight = np.cumsum(radii**1.5)  # between counting nuclei (debris counts too) and pixels (clumps count more)
-    middle = radii[np.searchsorted(weight, weight[-1] / 2)]
-    # a nucleus is an ellipse, about 1.25 times as wide as the circle that fits into it
-    return float(np.clip(2 * 1.25 * middle / zoom, smallest, largest))
-
-
-def _plane(x: Floats) -> Floats:
-    """The plane under the nuclei: least squares in which what lies above counts for a twentieth."""
-    rows, columns = np.indices(x.shape)
-    terms = np.stack([np.ones(x.size), rows.ravel() / x.shape[0], columns.ravel() / x.shape[1]])
-    values = x.ravel().astype(np.float64)
-    weight = np.ones(x.size)
-    fit = np.zeros(x.size)
-    for _ in range(10):
-        weighted = terms * weight
-        fit = np.linalg.lstsq(weighted @ terms.T, weighted @ values, rcond=None)[0] @ terms
-        weight = np.where(values > fit, 0.05, 1.0)
-    return _floats(fit.reshape(x.shape))
-
-
-def _background(x: Floats, size: float) -> Floats:
-    """What varies over five diameters or more: a smooth opening, computed on a coarse grid."""
-    coarse = _floats(cv2.medianBlur(_resize(x, min(1.0, 4 / size)), 3))
-    width = 2 * round(2.5 * min(size, 4.0)) + 1
-    plane = _plane(coarse)  # an opening alone cuts the high edge off a slope
-    opened = cv2.morphologyEx(coarse - plane, cv2.MORPH_OPEN, np.ones((width, width), np.uint8))
-    opened = cv2.GaussianBlur(opened, (0, 0), width / 4) + plane
-    return _floats(cv2.resize(opened, x.shape[::-1], interpolation=cv2.INTER_LINEAR))
-
-
-def _grain(x: Floats, contrast: Floats, sigma: float) -> float:
-    """What the pixel noise of the darker half leaves after smoothing; it is seen even where a camera clips at zero."""
-    dark = contrast <= np.median(contrast)
-    fine = np.abs(x - _smooth(x, 1.0))[dark]
-    fine = np.minimum(fine, np.percentile(fine, 99))  # hot pixels are not grain
-    return max(float(np.sqrt(np.mean(fine * fine))) / (2 * np.sqrt(np.pi) * sigma), 1e-5)  # the floor is rounding
-
-
-def _contrast(x: Floats, calm: Floats, size: float, noise: float) -> tuple[Floats, float]:
-    """Smoothed image above background, and the least contrast that is not noise."""
-    sigma = max(0.7, size / 16)
-    smooth = _smooth(calm, sigma)
-    contrast = smooth - _background(smooth, size)
-    grain = _grain(x, contrast, sigma)
-    step = max(1, min(x.shape) // 512)
-    sample = np.sort(contrast[::step, ::step].ravel())
-    # mode: the shortest interval that holds a quarter of the pixels; left of it there are no nuclei, only noise
-    quarter = max(1, len(sample) // 4)
-    start = int(np.argmin(sample[quarter:] - sample[:-quarter]))
-    mode = float(np.median(sample[start : start + quarter]))
-    left = sample[sample <= mode]
-    threshold = noise * max(float(np.sqrt(np.mean((left - mode) ** 2))), grain)
-    # in a crowded field the mode may be nuclei; then the valley between two well-parted classes is the better guide
-    otsu = float(threshold_otsu(sample))
-    below, above = sample[sample <= otsu], sample[sample > otsu]
-    if len(below) and len(above):
-        center = float(np.median(below))
-        spread = max(1.4826 * float(np.median(np.abs(below - center))), grain)
-        if otsu > mode and float(np.median(above)) - center > noise * spread:
-            threshold = min(threshold, otsu - mode)
-    return contrast - np.float32(mode), threshold
 
 
 class _LevelSet(NamedTuple):
@@ -299,7 +196,7 @@ def _level_sets(contrast: Floats, threshold: float, least_area: float) -> list[_
     return regions
 
 
-def _choose(regions: list[_LevelSet], min_area: float, max_area: float, convexity: float) -> list[tuple[int, float]]:
+def _choose(regions: list[_LevelSet], max_area: float, convexity: float) -> list[tuple[int, float]]:
     """Disjoint regions that each look like a nucleus, with their peak level; areas in px.
 
     From the summits down: a region replaces the one nucleus inside while it stays convex and not too deep, and several
@@ -317,7 +214,7 @@ def _choose(regions: list[_LevelSet], min_area: float, max_area: float, convexit
             (child,) = inside
             convex = region.solidity >= convexity or region.solidity >= regions[child].solidity - 0.02
             deep = region.level < DEEP * peak[child]
-            keep = [i] if fits and convex and (not deep or regions[child].area < min_area) else inside
+            keep = [i] if fits and convex and not deep else inside
         else:
             second = sorted(peak[child] for child in inside)[-2]
             keep = [i] if fits and region.solidity >= convexity and region.level > SHALLOW * second else inside
@@ -344,8 +241,8 @@ def _search(
     if float(contrast.max()) <= threshold:
         return labels
     typical = np.pi / 4 * size**2
-    regions = _level_sets(contrast, threshold, max(5.0, SEED_AREA * typical))
-    final = _choose(regions, min_area * typical, max_area * typical, convexity)
+    regions = _level_sets(contrast, threshold, min_area * typical)
+    final = _choose(regions, max_area * typical, convexity)
     if not final:
         return labels
     peaks = np.array([peak for _, peak in final])
@@ -353,11 +250,11 @@ def _search(
     order = np.argsort(peaks)
     light = np.cumsum((peaks * np.array([regions[i].area for i, _ in final]))[order])
     faint = max(threshold, min_contrast * float(peaks[order][np.searchsorted(light, light[-1] / 2)]))
-    smooth = np.maximum(_smooth(contrast, 0.06 * size), 0)
+    smooth = np.maximum(blurred(contrast, 0.06 * size), 0)
     count = 0
     for i, peak in sorted(final):
         region = regions[i]
-        if peak < faint or region.area < min_area * typical:
+        if peak < faint:
             continue
         left, top, width, height = cv2.boundingRect(region.contour)
         window = np.s_[top : top + height, left : left + width]
@@ -375,7 +272,7 @@ def _search(
 def _cut(shape: npt.NDArray[np.uint8], height: Floats, size: float) -> Labels:
     """Parts of a shape, cut where the product of distance from the rim and contrast necks."""
     padded = np.pad(shape, 2)
-    relief = _smooth(_floats(cv2.distanceTransform(padded, cv2.DIST_L2, 5)), max(0.7, size / 20))
+    relief = blurred(floats(cv2.distanceTransform(padded, cv2.DIST_L2, 5)), max(0.7, size / 20))
     relief *= np.pad(height, 2, mode="edge")
     relief /= np.maximum(relief.max(), np.finfo(np.float32).tiny)
     markers, n = ndimage.label(h_maxima(relief, NECK), np.ones((3, 3)))
@@ -385,33 +282,16 @@ def _cut(shape: npt.NDArray[np.uint8], height: Floats, size: float) -> Labels:
     return parts
 
 
-def _nearest(labels: Labels) -> tuple[Labels, Floats]:
-    """For every pixel the closest label, and the distance to it in pixels; at least one label is needed."""
-    gap, pixel = cv2.distanceTransformWithLabels(
-        (labels == 0).astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
-    )
-    owner = np.zeros(int(pixel.max()) + 1, np.int32)
-    inside = labels > 0
-    owner[pixel[inside]] = labels[inside]
-    return owner[pixel], gap
-
-
-def _means(values: npt.NDArray[np.floating], labels: Labels) -> npt.NDArray[np.float64]:
-    """Mean of `values` within label 0, 1, ..; 0 where a label has no pixel."""
-    flat = labels.ravel()
-    return np.bincount(flat, values.ravel()) / np.maximum(np.bincount(flat), 1)
-
-
 def _add_leftovers(contrast: Floats, labels: Labels, faint: float, size: float, min_area: float) -> Labels:
     """Label the dim nuclei that sit on the flank of a brighter one; `min_area` in px."""
-    bulge = _floats(cv2.Laplacian(_smooth(contrast, BULGE_SCALE * size), cv2.CV_32F, ksize=3)) < 0
+    bulge = floats(cv2.Laplacian(blurred(contrast, BULGE_SCALE * size), cv2.CV_32F, ksize=3)) < 0
     mask = bulge & (contrast > faint)
     count = int(labels.max())
     if count:
-        owner, gap = _nearest(labels)
-        flank = FLANK * _means(contrast, labels)[owner]
+        owner, gap = nearest_label(labels)
+        flank = FLANK * mean_within(contrast, labels)[owner]
         mask &= (gap > GAP * size) & ((contrast > flank) | (gap >= size))
-    opened = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_OPEN, _disc(WIDTH * size))
+    opened = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_OPEN, disc(WIDTH * size))
     contours, _ = cv2.findContours(opened, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     for contour in contours:
         area, solidity = _measure(np.asarray(contour, np.int32))
@@ -426,13 +306,12 @@ def _outline(contrast: Floats, found: Labels, *, threshold: float, size: float, 
     # labels up to 2**24 pass through float32, which is what cv2 resizes
     sides = contrast.shape[::-1]
     core = cv2.resize(found.astype(np.float32), sides, interpolation=cv2.INTER_NEAREST).astype(np.int32)
-    if not (present := np.unique(core[core > 0])).size:
+    if not core.any():
         return np.zeros(contrast.shape, np.int32)  # too small to see at full resolution
-    owner, gap = _nearest(core)
-    height = _means(contrast, core)
-    outside = contrast[gap > REACH * size]
-    if outside.size and np.median(height[present]) < noise * np.std(np.minimum(outside, np.percentile(outside, 98))):
-        return np.zeros(contrast.shape, np.int32)  # no different from what was passed over: grain, not nuclei
+    owner, gap = nearest_label(core)
+    height = mean_within(contrast, core)
+    if _is_grain(contrast, owner, gap, height, size, noise):
+        return np.zeros(contrast.shape, np.int32)
     cut = np.maximum(threshold, OUTLINE * height)
     grown = np.where((gap <= max(1.0, REACH * size)) & (contrast > cut[owner]), owner, 0).astype(np.int32)
     labels = np.zeros_like(grown)
@@ -446,24 +325,19 @@ def _outline(contrast: Floats, found: Labels, *, threshold: float, size: float, 
     return labels
 
 
-def _tabulate(labels: Labels, contrast: Floats) -> tuple[pd.DataFrame, Labels]:
-    """The table of the regions, and the labels renumbered in its order."""
-    ids = np.flatnonzero(np.bincount(labels.ravel()))
-    ids = ids[ids > 0]
-    rows, columns = np.nonzero(labels)
-    owner = labels[rows, columns]
-    n = int(labels.max()) + 1
-    area = np.bincount(owner, minlength=n)
-    x, y, intensity = (
-        np.bincount(owner, values, n)[ids] / area[ids] for values in (columns, rows, contrast[rows, columns])
-    )
-    border = np.zeros(n, bool)
-    for edge in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
-        border[edge] = True
-    order = np.lexsort((x, y))
-    renumbered = np.zeros(n, np.int32)
-    renumbered[ids[order]] = np.arange(1, len(ids) + 1)
-    table = pd.DataFrame(
-        {"x": x, "y": y, "area": area[ids].astype(np.int64), "border": border[ids], "intensity": intensity}
-    )
-    return table.iloc[order].reset_index(drop=True), renumbered[labels]
+def _is_grain(
+    contrast: Floats, owner: Labels, gap: Floats, height: npt.NDArray[np.float64], size: float, noise: float
+) -> bool:
+    """Whether what was found are bumps of noise or haze: hardly above what was passed over, and without flat tops.
+
+    In a crowded field nuclei too are hardly above the rest, but they have flat tops.
+    """
+    near = gap <= REACH * size
+    outside = contrast[~near]
+    rest = float(np.std(np.minimum(outside, np.percentile(outside, 98)))) if outside.size else 0.0
+    if size < RESOLVED and np.median(height[1:][height[1:] > 0]) >= CLEAR * noise * rest:
+        return False
+    top = ndimage.maximum(contrast, np.where(near, owner, 0), np.arange(len(height)))
+    share = (contrast / np.maximum(top, np.finfo(np.float32).tiny)[owner])[near]
+    low, high = (np.bincount(owner[near][share > level], minlength=len(height)) for level in PLATEAU_LEVELS)
+    return bool(np.median(high[low > 0] / low[low > 0]) < PLATEAU)

@@ -132,7 +132,7 @@ def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path):
         ("t.csv", "a,b\n1,2\n1,2,3\n", "cannot be read as csv: .*line 3"),
         ("t.csv", "", "cannot be read as csv: No columns"),
         ("t.csv", "\n\n", "cannot be read as csv: No columns"),
-        ("t.csv", b"a\n\xff\xfe\n", "cannot be read as csv: .*utf-8"),
+        ("t.csv", b"a\n\xff\xfe\n", "cannot be read as csv: it is not UTF-8; save it"),
         ("t.csv", 'Metadata_a\n"x\n', "cannot be read as csv"),
         ("t.csv.gz", "a,b\n", r"cannot be read as csv\.gz"),
         ("t.csv.gz", gzip.compress(b"a,b\n" + b"1,2\n" * 999)[:40], r"cannot be read as csv\.gz"),
@@ -169,3 +169,31 @@ def test_an_absent_file_and_a_wrong_suffix(tmp_path):
     with pytest.raises(InputError, match="suffix must be one of"):
         write_table(table(), tmp_path / "t.feather")
     assert not list(tmp_path.iterdir())
+
+
+# --- text tables that are read but never written
+@pytest.mark.parametrize("name", ["t.tsv", "t.txt", "t.csv", "t.csv.gz", "t.tsv.gz"])
+@pytest.mark.parametrize("separator", ["\t", ";", ","])
+def test_the_header_says_what_separates(name, separator, tmp_path):
+    rows = [["Metadata_Plate", "Metadata_Dose", "note"], ["0012", "1.5", '"a;b,c\td"'], ["0013", "2", ""]]
+    text = "\ufeff" + "\n".join(separator.join(row) for row in rows) + "\n"
+    content = text.encode()
+    read = read_table(write(tmp_path / name, gzip.compress(content) if name.endswith(".gz") else content))
+    assert read["Metadata_Plate"].tolist() == ["0012", "0013"]
+    assert read["Metadata_Dose"].tolist() == [1.5, 2]
+    assert read["note"][0] == "a;b,c\td"
+
+
+def test_separators_in_quotes_do_not_count(tmp_path):
+    read = read_table(write(tmp_path / "t.csv", '"a;b;c;d",x\n"1;2",2\n'))
+    assert read.columns.tolist() == ["a;b;c;d", "x"]
+
+
+def test_a_header_and_rows_that_are_separated_differently(tmp_path):
+    with pytest.raises(InputError, match="its header is separated by tabs and the rows by commas; separate both"):
+        read_table(write(tmp_path / "t.txt", "a\tb\tc\n1,2,3\n"))
+
+
+def test_other_text_tables_are_not_written(tmp_path):
+    with pytest.raises(InputError, match=r"the suffix must be one of \.parquet, \.csv, \.csv\.gz$"):
+        write_table(table(), tmp_path / "t.tsv")

@@ -1,6 +1,7 @@
 import os
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
@@ -105,11 +106,37 @@ def test_flat_image_gives_an_empty_table_with_the_same_columns(image):
     some, _ = find(discs(APART))
     assert len(table) == labels.max() == 0
     pd.testing.assert_series_equal(table.dtypes, some.dtypes)
-    assert list(table) == ["x", "y", "area", "border", "intensity"]
+    assert list(table) == ["x", "y", "area", "border", "intensity", "focus"]
+
+
+def blurred_noise(sigma, floor):
+    """Noise smoothed, then cut at `floor` standard deviations: what a detector, or a subtracted background, leaves."""
+    noise = ndimage.gaussian_filter(np.random.default_rng(7).normal(0, 1, (512, 512)), sigma)
+    return np.maximum(noise / noise.std(), floor)
+
+
+def jpeg(image, quality):
+    """What a JPEG keeps of `image`."""
+    return cv2.imdecode(cv2.imencode(".jpg", np.clip(image, 0, 255).astype(np.uint8), [1, quality])[1], -1)
+
+
+def lit(sources):
+    """Stray light: broad lobes (x, y, width, height) on camera noise."""
+    rows, columns = np.indices((512, 512))
+    lobes = [h * np.exp(-((columns - x) ** 2 + (rows - y) ** 2) / w**2) for x, y, w, h in sources]
+    return 300 + sum(lobes) + np.random.default_rng(7).normal(0, 10, (512, 512))
 
 
 RNG = np.random.default_rng(5)
 NOISES = {
+    **{f"blurred by {sigma}, clipped at zero": blurred_noise(sigma, 0) for sigma in (0.7, 1.5, 3, 8, 40)},
+    **{f"blurred by {sigma}, in few counts": np.rint(3 * blurred_noise(sigma, -2 / 3)) for sigma in (0.7, 2, 8)},
+    **{f"JPEG {quality}": jpeg(np.random.default_rng(7).normal(3, 2, (512, 512)), quality) for quality in (10, 30, 90)},
+    "heavy tails": np.random.default_rng(7).standard_t(2, (512, 512)),
+    "exponential": np.random.default_rng(7).exponential(10, (512, 512)),
+    "stitched": 300 + 50.0 * (np.indices((512, 512))[1] > 256) + np.random.default_rng(7).normal(0, 10, (512, 512)),
+    "light at a corner": lit([(0, 0, 90, 800)]),
+    "two lobes of light": lit([(400, 100, 140, 200), (100, 400, 170, 300)]),
     "camera": RNG.normal(300, 10, (400, 400)),
     "photons": RNG.poisson(3, (400, 400)),
     "few photons": RNG.poisson(0.1, (400, 400)),
@@ -125,7 +152,125 @@ NOISES = {
 
 @pytest.mark.parametrize("noise", NOISES)
 def test_noise_has_no_nuclei(noise):
-    assert len(find(NOISES[noise])[0]) <= 1
+    assert len(find(NOISES[noise])[0]) <= 2
+
+
+# --- hard fields, drawn with their truth: F1 of centres in true nuclei, a little below what was measured
+
+
+def field(n, diameter, *, shape=(512, 512), apart=1.0, heights=(300, 900), rough=0.12, seed=1):
+    """Light and labels of up to `n` textured ellipses, centres at least `apart` mean diameters from each other."""
+    rng = np.random.default_rng(seed)
+    light, truth, placed = np.zeros(shape), np.zeros(shape, np.int32), []
+    for _ in range(100 * n):
+        x, y, d = rng.uniform(0, shape[1] - 1), rng.uniform(0, shape[0] - 1), diameter * np.exp(rng.normal(0, 0.15))
+        if len(placed) == n:
+            break
+        if any(np.hypot(x - a, y - b) < apart * (d + e) / 2 for a, b, e in placed):
+            continue
+        placed.append((x, y, d))
+        top, left = max(0, int(y - d)), max(0, int(x - d))
+        window = np.s_[top : int(y + d) + 2, left : int(x + d) + 2]
+        rows, columns = np.indices(light[window].shape)
+        angle, stretch = rng.uniform(0, np.pi), np.exp(rng.normal(0, 0.12))
+        u = (columns + left - x) * np.cos(angle) + (rows + top - y) * np.sin(angle)
+        v = (rows + top - y) * np.cos(angle) - (columns + left - x) * np.sin(angle)
+        inside = np.hypot(u * stretch, v / stretch) < d / 2
+        texture = ndimage.gaussian_filter(rng.normal(0, 1, inside.shape), d / 10)
+        height = np.exp(rng.uniform(*np.log(heights)))
+        light[window] += inside * height * (1 + rough * texture / texture.std())
+        truth[window][inside] = len(placed)
+    return ndimage.gaussian_filter(light, max(0.7, diameter / 25)), truth
+
+
+def snap(light, *, noise=12, highest=65_535, seed=2):
+    """Counts of a camera with an offset of 300 and photon noise."""
+    rng = np.random.default_rng(seed)
+    return np.clip(np.rint(300 + light + rng.normal(0, 1, light.shape) * np.sqrt(noise**2 + 0.3 * light)), 0, highest)
+
+
+def hard_score(image, truth, diameter):
+    """F1, without the slivers that others hide."""
+    areas = np.bincount(truth.ravel())
+    truth = np.where(areas[truth] < 0.15 * np.pi / 4 * diameter**2, 0, truth)
+    return f1(centres_inside(find(image)[0], truth))
+
+
+@pytest.mark.parametrize(
+    ("n", "diameter", "settings", "least"),
+    [
+        (1, 30, {}, 1.0),
+        (2, 14, {"shape": (1080, 1080)}, 1.0),
+        (3, 30, {}, 1.0),
+        (5, 7, {}, 1.0),
+        (300, 6, {}, 0.98),
+        (900, 8, {}, 0.96),
+        (400, 30, {}, 0.90),
+        (500, 24, {"apart": 0.9}, 0.84),
+        (150, 30, {"apart": 0.7}, 0.76),
+        (3, 200, {"shape": (1080, 1080)}, 1.0),
+        (30, 180, {"shape": (1080, 1080)}, 0.90),
+        (60, 30, {"heights": (150, 1500)}, 0.94),
+        (40, 40, {"rough": 0.35}, 0.90),
+    ],
+    ids=lambda value: str(value).replace("'", ""),
+)
+def test_sparse_dense_small_and_large(n, diameter, settings, least):
+    light, truth = field(n, diameter, **settings)
+    assert hard_score(snap(light), truth, diameter) >= least
+
+
+ROWS, COLUMNS = np.indices((512, 512))
+LIGHTS = {
+    "saturated": (lambda light, truth: np.minimum(light, 300), 0.95),
+    "vignette": (
+        lambda light, truth: light * (0.3 + 0.7 * np.exp(-((ROWS - 256) ** 2 + (COLUMNS - 256) ** 2) / 6e4)),
+        0.93,
+    ),
+    "bright ramp": (lambda light, truth: light + 2.0 * COLUMNS, 0.95),
+    "lobe": (lambda light, truth: light + 800 * np.exp(-((ROWS - 100) ** 2 + (COLUMNS - 100) ** 2) / 9e4), 0.95),
+    "mitotic": (lambda light, truth: light * np.where(np.isin(truth, [1, 2, 3, 4, 5]), 6, 1), 0.94),
+    "haze": (lambda light, truth: light + 0.9 * ndimage.gaussian_filter(light, 18), 0.95),
+    "defocus": (lambda light, truth: ndimage.gaussian_filter(light, 6), 0.90),
+    "dim": (lambda light, truth: light / 8, 0.95),
+}
+
+
+@pytest.mark.parametrize("name", LIGHTS)
+def test_light_and_focus(name):
+    change, least = LIGHTS[name]
+    light, truth = field(60, 30)
+    assert hard_score(snap(change(light, truth)), truth, 30) >= least
+
+
+def test_a_saturated_crowd_is_not_taken_for_the_background():
+    light, truth = field(300, 30, seed=10)
+    assert hard_score(snap(light, highest=500), truth, 30) >= 0.92
+
+
+def test_bright_specks_are_not_nuclei():
+    light, truth = field(40, 30)
+    specks = np.random.default_rng(4).random(light.shape) < 2e-4
+    assert hard_score(snap(light + ndimage.gaussian_filter(60_000.0 * specks, 1.5)), truth, 30) >= 0.85
+
+
+# --- quality columns
+
+
+def test_focus_falls_with_blur_and_has_no_unit():
+    image = discs(APART, noise=0)
+    focus = [find(ndimage.gaussian_filter(image, sigma))[0].focus.median() for sigma in (0, 1, 2, 3)]
+    assert focus == sorted(focus, reverse=True)
+    assert focus[0] > 2.5 * focus[-1]
+    np.testing.assert_allclose(find(7.5 * image + 100)[0].focus, find(image)[0].focus, rtol=1e-3)
+
+
+def test_focus_is_of_each_nucleus():
+    image = discs(APART)
+    image[120:] = ndimage.gaussian_filter(image, 3)[120:]
+    table, _ = find(image)
+    sharp = table.y < 120
+    assert table.focus[sharp].min() > 1.5 * table.focus[~sharp].max()
 
 
 # --- property: true of any image
@@ -232,8 +377,6 @@ def read(path):
         import tifffile
 
         return tifffile.imread(path)
-    import cv2
-
     return cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
 
 
@@ -248,7 +391,7 @@ def f1(counts):
 
 
 @pytest.mark.data
-@pytest.mark.parametrize(("half", "least"), [(0, 0.90), (1, 0.86)], ids=["developed on", "not developed on"])
+@pytest.mark.parametrize(("half", "least"), [(0, 0.92), (1, 0.88)], ids=["developed on", "not developed on"])
 def test_dsb2018(half, least):
     home = folder("dsb2018_nuclei")
     index = pd.read_csv(home / "index.csv")[half::2].query("culture_like")
@@ -268,7 +411,7 @@ def test_cpg0000(pixel_size_um):
     nuclei = pd.read_csv(home / "Nuclei.csv")[["Location_Center_X", "Location_Center_Y"]]
     table, _ = find(read(home / "r01c01f01p01-ch5sk1fk1fl1.tiff"), pixel_size_um=pixel_size_um)
     table = table[~table.border]  # CellProfiler left these out
-    assert f1((matched(table, nuclei, within=10), len(table), len(nuclei))) >= 0.95
+    assert f1((matched(table, nuclei, within=10), len(table), len(nuclei))) >= 0.97
 
 
 @pytest.mark.data
@@ -278,7 +421,7 @@ def test_imagehts_counts():
     published = pd.read_csv(home / "data" / "profiles.tab", sep="\t").set_index("uname").n
     plate = index.Metadata_Plate.map({"PK-10B-pl1": "001-01-", "PK-11B-pl1": "001-02-"})
     counts = [len(find(read(home / name))[0]) for name in index.FileName_Hoechst]
-    assert np.corrcoef(counts, published[plate + index.Metadata_Well])[0, 1] >= 0.98
+    assert np.corrcoef(counts, published[plate + index.Metadata_Well])[0, 1] >= 0.985
 
 
 @pytest.mark.data
