@@ -82,7 +82,7 @@ def main() -> None:
     axes[5].set_xlabel("precision at R, by MOA", fontsize=10)
     for side in ("top", "right"):
         axes[5].spines[side].set_visible(False)
-    for left, right in itertools.pairwise(axes):
+    for left, right in itertools.pairwise(axes[:5]):
         figure.add_artist(
             ConnectionPatch(
                 (1.02, 0.5),
