@@ -25,8 +25,8 @@ def read_table(path: str | Path, *, metadata: bool = False) -> pd.DataFrame:
     A text table is UTF-8, with a byte order mark or without; commas, semicolons or tabs separate its values, whichever
     its header holds most of. Plate, well and site stay text. Other ``Metadata_`` columns of a text table become
     numbers only where every value is one and none has a leading zero, so that compound 0012 stays 0012; the words NA,
-    nan, null and None are missing values in such a column of numbers and text elsewhere. With `metadata`, that is so
-    of every column, whatever its name.
+    nan, null and None are missing values in such a column of numbers and text elsewhere. Empty text is missing in them,
+    of Parquet too. With `metadata`, that is so of every column, whatever its name.
 
     Raises
     ------
@@ -40,7 +40,7 @@ def read_table(path: str | Path, *, metadata: bool = False) -> pd.DataFrame:
         raise InputError(f"{path}: no such file")
     try:
         if kind == ".parquet":
-            return _text_keys(pq.read_table(path).to_pandas())
+            return _text_keys(pq.read_table(path).to_pandas(), metadata=metadata)
         sep = _separator(path)
         # pandas renames a second `a` to `a.1`, so the names are taken as they stand
         header = pd.read_csv(
@@ -136,10 +136,15 @@ def _separator(path: Path) -> str:
     return best if found[best][0] > 1 else ","
 
 
-def _text_keys(table: pd.DataFrame) -> pd.DataFrame:
+def _text_keys(table: pd.DataFrame, *, metadata: bool) -> pd.DataFrame:
+    """Missing is "" in a key and NaN in other text, as in a CSV; a missing key would not be equal to itself."""
     keys = [name for name in (PLATE, WELL, SITE) if name in table]
-    # "" as in a CSV; a missing value would make the word nan, or not be equal to itself
-    return table.assign(**{name: table[name].astype("str").where(table[name].notna(), "") for name in keys})
+    text = [str(n) for n in table.columns if n not in keys and (metadata or str(n).startswith(METADATA))]
+    text = [name for name in text if pd.api.types.infer_dtype(table[name], skipna=True) == "string"]
+    return table.assign(
+        **{name: table[name].astype("str").where(table[name].notna(), "") for name in keys},
+        **{name: table[name].mask(table[name] == "") for name in text},
+    )
 
 
 def _numbers_if_all(column: pd.Series) -> pd.Series:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from cytominer_tools.columns import PLATE, SITE, WELL
+from cytominer_tools.columns import COUNT, PLATE, SITE, WELL
 from cytominer_tools.errors import InputError
 from cytominer_tools.queries import select
 from deepprofile.images import read_image
@@ -38,7 +38,7 @@ def check_study(study: Study) -> list[Problem]:
     shapes: dict[tuple[str, str, str], tuple[int, ...]] = {}
     problems += other_machine(study, index)
     problems += [*_plugins(study), *_images(study, index, shapes), *_locations(study, index, shapes)]
-    problems += [*_controls(study, index), *_treatments(study, index)]
+    problems += [*_controls(study, index), *_treatments(study, index), *_scored(study, index)]
     return problems
 
 
@@ -89,9 +89,10 @@ def _images(study: Study, index: pd.DataFrame, shapes: dict[tuple[str, str, str]
                     found.append((path, shape, dtype, row[PLATE]))
                     shapes.setdefault((row[PLATE], row[WELL], row[SITE]), shape)
     if found:
+        expected = "images.size in study.yaml is" if study.images.size else "the others are"
         size = study.images.size or Counter(shape for _, shape, _, _ in found).most_common(1)[0][0]
         problems += [
-            Problem(path, f"{shape[0]} x {shape[1]} pixels, the others are {size[0]} x {size[1]} (height x width)")
+            Problem(path, f"{shape[0]} x {shape[1]} pixels, {expected} {size[0]} x {size[1]} (height x width)")
             for path, shape, _, _ in found
             if shape != tuple(size)
         ]
@@ -136,6 +137,8 @@ def _locations(
 
 
 def _controls(study: Study, index: pd.DataFrame) -> Iterator[Problem]:
+    if study.profiles.fit == "all" and len(index.drop_duplicates([PLATE, WELL])) < 2:
+        yield Problem("wells", "1 well; spherizing needs two (stages up to aggregate do not)")
     if study.controls is None:
         if study.profiles.fit == "controls":
             yield Problem(
@@ -158,10 +161,13 @@ def _controls(study: Study, index: pd.DataFrame) -> Iterator[Problem]:
             f"{len(bare)} plate(s) without a control well, first {bare[0]}; scaled over all wells",
             "warning",
         )
-    if len(wells) < _FEW_CONTROLS:
-        yield Problem(
-            "controls", f"{len(wells)} control wells; spherizing is unstable under {_FEW_CONTROLS}", "warning"
-        )
+    if study.profiles.fit == "controls":
+        if len(wells) < 2:
+            yield Problem("controls", "1 control well; spherizing needs two, or set profiles.fit to all")
+        elif len(wells) < _FEW_CONTROLS:
+            yield Problem(
+                "controls", f"{len(wells)} control wells; spherizing is unstable under {_FEW_CONTROLS}", "warning"
+            )
 
 
 def _treatments(study: Study, index: pd.DataFrame) -> Iterator[Problem]:
@@ -215,6 +221,35 @@ def _treatments(study: Study, index: pd.DataFrame) -> Iterator[Problem]:
                 "design",
                 f"{alone.sum()} of {len(alone)} replicated treatments occur in one batch only (first {example}): "
                 "their likeness may be the batch's",
+                "warning",
+            )
+
+
+def _scored(study: Study, index: pd.DataFrame) -> Iterator[Problem]:
+    """Whether scores.select can be asked, and leaves out the controls that spherizing is fitted on."""
+    wells = index.drop_duplicates([PLATE, WELL])
+    chosen = pd.Series(True, index=wells.index)
+    if study.scores.select is not None:
+        try:  # the number of cells is not known yet
+            chosen = select(wells.assign(**{COUNT: 1}), study.scores.select)
+        except InputError as error:
+            yield Problem("study.yaml scores.select", str(error))
+            return
+        if COUNT in study.scores.select:
+            return
+        if not chosen.any():
+            yield Problem("study.yaml scores.select", f"{study.scores.select!r} keeps none of {len(wells)} wells")
+            return
+    if study.controls is not None and study.profiles.fit == "controls":
+        try:
+            controls = select(wells, study.controls)
+        except InputError:
+            return  # said above
+        if (chosen & controls).any():
+            yield Problem(
+                "study.yaml scores.select",
+                "the controls are scored too, which spherizing makes unlike each other; leave them out by "
+                f"not ({study.controls})",
                 "warning",
             )
 

@@ -17,7 +17,7 @@ from deepprofile.loaddata import slashes
 from deepprofile.platemaps import plain_well, prefixed, well_spellings
 from deepprofile.problems import named
 from deepprofile.study import read_study
-from deepprofile.template import controls_query, new_path, quoted, relative, roles
+from deepprofile.template import controls_query, new_path, query_name, quoted, relative, roles
 
 # a key -> what older versions called it: 0.1 (2018), and those before 0.3.0 (2021)
 _OLD = {
@@ -349,7 +349,7 @@ def _columns(settings: _Settings, table: pd.DataFrame, notes: list[str]) -> tupl
         query = [f"controls: {quoted(guess)}  # a guess"] if guess else []
     else:
         numeric = pd.api.types.is_numeric_dtype(table[column])
-        theirs = f"{column} == {value}" if numeric else f"{column} == {str(value)!r}"
+        theirs = f"{query_name(str(column))} == {value if numeric else repr(str(value))}"
         # 1 and "1" were the same to nobody, so a number is looked for as it is
         occurs = (table[column].astype("str") == str(value)).any() or (numeric and (table[column] == value).any())
         if occurs:

@@ -20,7 +20,7 @@ from skimage.transform import resize
 
 from cytominer_tools.errors import InputError
 from cytominer_tools.files import safe_name
-from deepprofile.study import Study
+from deepprofile.study import Study, template_fields
 
 FOLDER = "illumination"
 Floats = npt.NDArray[np.floating[Any]]
@@ -223,10 +223,8 @@ def function_files(study: Study, plate: str) -> list[Path]:
         The template holds something else than {plate} and {channel}.
     """
     template = str(study.illumination.files)
-    try:
-        return [study.path(template.format(plate=plate, channel=channel)) for channel in study.channels]
-    except (KeyError, IndexError, ValueError, AttributeError) as error:
-        raise InputError(f"illumination.files {template!r}: only {{plate}} and {{channel}} are filled in") from error
+    template_fields("illumination.files", template, ("plate", "channel"))
+    return [study.path(template.format(plate=plate, channel=channel)) for channel in study.channels]
 
 
 def read_correction(study: Study, plate: str) -> Correction:

@@ -51,9 +51,9 @@ def illumination_figure(
             was, now, off = unevenness[:, at]
             said = f"uneven by {was:.1%} → {now:.1%}"
             axes[2, at].set_xlabel(said, fontsize=8.5, color=BLUE, fontweight="bold")
-            told = f"{light.min():.2f} to {light.max():.2f}" + ("" if np.isnan(off) else f", good to {off:.1%}")
+            told = f"{light.min():.2f} to {light.max():.2f}" + ("" if np.isnan(off) else f", error {off:.1%}")
             axes[1, at].set_xlabel(told, fontsize=7.5, color=GREY)
-        for axis, name in zip(axes[:, 0], ("mean image", "function", "mean, corrected"), strict=True):
+        for axis, name in zip(axes[:, 0], ("mean image", "illumination function", "mean, corrected"), strict=True):
             axis.set_ylabel(name, fontsize=9)
         figure.suptitle(f"Illumination of plate {plate}", x=0.01, ha="left", fontsize=11, fontweight="bold")
     return figure

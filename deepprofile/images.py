@@ -60,7 +60,7 @@ def read_site(references: Mapping[str, str | Path], size: Sequence[int] | None =
     Returns
     -------
     array, shape (H, W, C)
-        The type of the images, float32 where the channels differ in theirs.
+        The type of the images; where the channels differ, the narrowest that holds them all.
 
     Raises
     ------

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from cytominer_tools.columns import PLATE, SITE, WELL, metadata_columns, require_columns
+from cytominer_tools.columns import COUNT, PLATE, SITE, WELL, metadata_columns, require_columns
 from cytominer_tools.errors import InputError
 from cytominer_tools.tables import read_table, write_table
 from deepprofile.loaddata import (
@@ -115,6 +115,7 @@ def read_index(study: Study) -> tuple[pd.DataFrame, list[Problem]]:
         problems.append(Problem(rows[i], f"site {key} stands in an earlier row too; remove one"))
     first = [PLATE, WELL, SITE]
     table = table[[*first, *(c for c in metadata_columns(table) if c not in first)]]
+    problems += _many_in_a_well(study, table, place)
     table = pd.concat([table, paths], axis=1)
     order = table[SITE].str.zfill(8)  # site 10 after site 9
     table = table.assign(_order=order).sort_values([PLATE, WELL, "_order"], kind="stable").drop(columns="_order")
@@ -213,11 +214,25 @@ def _absent(study: Study, table: pd.DataFrame, place: str) -> list[Problem]:
     named |= {f"scores.{k}": v for k in ("labels", "replicates") if (v := getattr(study.scores, k)) is not None}
     named |= {f"scores.exclude_same.{i}": name for i, name in enumerate(study.scores.exclude_same)}
     have = metadata_columns(table)
-    return [
+    taken = [Problem(place, f"{COUNT} is what the number of cells of a well will be called; rename that column")]
+    return (taken if COUNT in have else []) + [
         Problem(f"study.yaml {key}", f"no column {name!r} in {place}; it has {', '.join(have)}")
         for key, name in named.items()
         if name not in have
     ]
+
+
+def _many_in_a_well(study: Study, table: pd.DataFrame, place: str) -> list[Problem]:
+    """The columns that the profile of a well must have one value of, where a well has several."""
+    problems = []
+    labels = (study.scores.replicates or study.treatment, study.scores.labels or study.columns.moa)
+    for name in dict.fromkeys((*study.consensus, *labels, *study.scores.exclude_same)):
+        if name is not None and name in table and name not in (PLATE, WELL):
+            values = table.groupby([PLATE, WELL], observed=True)[name].nunique(dropna=False)
+            if len(many := values[values > 1]):
+                what = f"{name} has several values in {len(many)} well(s), first {' '.join(many.index[0])}"
+                problems.append(Problem(place, f"{what}; a profile is of a whole well: give its sites one value"))
+    return problems
 
 
 def _number_problems(study: Study, table: pd.DataFrame) -> list[Problem]:

@@ -74,12 +74,14 @@ def measure_intensities(study: Study, *, strict: bool = False) -> Done:
             for plate, (sites, controls) in to_read.items():
                 chosen = sites if _reads_all(study) else controls
                 key = manifest.key(_inputs(study, plate, chosen, controls))
-                if manifest.is_current(plate, key):
+                # the key of a plate whose controls could not be read, see below
+                instead = manifest.key(_inputs(study, plate, sites, sites))
+                if manifest.is_current(plate, key) or manifest.is_current(plate, instead):
                     advance(len(chosen))
                     continue
                 seen = _look(study, plate, chosen, controls, strict, advance)
                 if not seen.controls and len(seen.skipped) < len(sites) > len(controls):
-                    chosen = sites
+                    chosen, key = sites, instead
                     seen = _look(study, plate, sites, sites, strict, lambda n: None)
                 if len(seen.skipped) == len(chosen):
                     log.warning("illumination: plate %s: none of its sites can be read: %s", plate, seen.skipped[0][1])
@@ -325,14 +327,14 @@ def _write(study: Study, plate: str, sites: pd.DataFrame, seen: _Seen) -> None:
     if seen.quality:
         found = quality_table(sites[[PLATE, WELL, SITE]], seen.quality, list(study.channels), seen.dtype)
         write_table(found, table)
-        log.info("illumination: plate %s: %s; see %s", plate, quality_line(found), table.name)
+        log.info("illumination: plate %s: %s; see %s/%s", plate, quality_line(found), STAGE, table.name)
     if seen.shown is not None:
         from deepprofile.illumination_figure import illumination_figure
 
         for channel, (before, after, off) in zip(study.channels, seen.shown.unevenness.T, strict=True):
-            said = "" if np.isnan(off) else f"; the function is good to {off:.1%}"
+            said = "" if np.isnan(off) else f"; the function itself errs by {off:.1%}"
             log.info(
-                "illumination: plate %s: %s uneven by %s, corrected %s%s",
+                "illumination: plate %s: %s uneven by %s, after correction %s%s",
                 plate, channel, f"{before:.1%}", f"{after:.1%}", said,
             )  # fmt: skip
         shown = seen.shown

@@ -11,7 +11,6 @@ from concurrent.futures import Future
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from string import Formatter
 from threading import Lock
 from typing import Any, NamedTuple
 
@@ -29,7 +28,7 @@ from deepprofile.images import read_image
 from deepprofile.index import load_index
 from deepprofile.platemaps import well_spellings
 from deepprofile.sites import site_rows
-from deepprofile.study import LOCATION_DATABASES, LOCATION_LABELS, Study
+from deepprofile.study import LOCATION_DATABASES, LOCATION_LABELS, Study, template_fields
 from deepprofile.work import log
 
 X, Y = "Metadata_Location_X", "Metadata_Location_Y"
@@ -37,7 +36,6 @@ KEYS = (PLATE, WELL, SITE)
 _IMAGE, _TABLE = "_image", "_table"
 _KEPT = 4  # tables in memory at a time; the plates of a study come one after the other
 _LARGEST = 2**24  # label images of 32 bit pass through float32
-_SPEC = re.compile(r"^(0?[<>]?\d{0,2})s?$")  # {site:0>2} is 01
 _SEPARATORS = re.compile(r"[;\t]")
 
 Labels = npt.NDArray[np.int32]
@@ -74,7 +72,7 @@ class LocationFiles:
     def __init__(self, study: Study, index: pd.DataFrame | None = None):
         self.study = study
         self.template = str(study.locate.files)
-        self.fields = _fields(self.template)
+        self.fields = template_fields("locate.files", self.template, ("plate", "well", "site"))
         self._index = index
         self._lock = Lock()
         self._tables: OrderedDict[Path, Future[_Table | InputError]] = OrderedDict()
@@ -364,16 +362,6 @@ class _Table:
             if key[n] not in have or (name == WELL and key[: n + 1] not in {k[: n + 1] for k in self._rows}):
                 some = ", ".join(sorted(have)[:5]) + (", ..." if len(have) > 5 else "")
                 raise InputError(f"{self.place}: no row of {words}; its {_word(name)}s are {some}")
-
-
-def _fields(template: str) -> set[str]:
-    try:
-        parts = [(name, spec or "", how) for _, name, spec, how in Formatter().parse(template) if name is not None]
-    except ValueError:
-        parts = [("", "", None)]
-    if any(name not in ("plate", "well", "site") or how or not _SPEC.match(spec) for name, spec, how in parts):
-        raise InputError(f"locate.files {template!r}: only {{plate}}, {{well}} and {{site}} are filled in")
-    return {name for name, _, _ in parts}
 
 
 def _file(path: Path) -> _Source:

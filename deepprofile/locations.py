@@ -7,7 +7,6 @@ from contextlib import closing
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -198,7 +197,9 @@ def located_channels(study: Study) -> list[str]:
 def _inputs(study: Study, files: LocationFiles | None, sites: pd.DataFrame, light: Correction | None) -> list[Any]:
     if files is not None:  # with the sites: one file may hold all of them
         rows = site_rows(sites)
-        return [fingerprint(files.inputs(rows), study.root), [[row[SITE] for row in rows]]]
+        inputs = [fingerprint(files.inputs(rows), study.root), [[row[SITE] for row in rows]]]
+        # what `_misfit` reads: a site left out for the size of its image is looked at again when that is mended
+        return inputs if study.images.size else [*inputs, image_fingerprint(study, sites, [next(iter(study.channels))])]
     images: list[Any] = image_fingerprint(study, sites, located_channels(study))
     return images if light is None else [images, light.digest]
 
@@ -229,12 +230,10 @@ def _locator_finder(study: Study) -> Callable[[Mapping[str, str]], _Site]:
 
 
 def _files_finder(study: Study, files: LocationFiles) -> Callable[[Mapping[str, str]], _Site]:
-    shapes = _Shapes(study)
-
     def find(row: Mapping[str, str]) -> _Site:
         try:
             cells, labels = files.read(row)
-            if why := shapes.misfit(row, cells, labels):
+            if why := _misfit(study, row, cells, labels):
                 raise InputError(f"{files.path(row)}: {why}")
         except InputError as error:
             return _Site(row, None, why=str(error))
@@ -243,35 +242,18 @@ def _files_finder(study: Study, files: LocationFiles) -> Callable[[Mapping[str, 
     return find
 
 
-class _Shapes:
-    """Sizes of images, of which as few as possible are read: the first of a plate, and those that contradict it."""
+def _misfit(study: Study, row: Mapping[str, str], cells: pd.DataFrame, labels: Labels | None) -> str:
+    """Why the cells cannot be those of the image, "" where they can or where no image can be read.
 
-    def __init__(self, study: Study):
-        self._study = study
-        self._lock = Lock()
-        self._usual: dict[str, tuple[int, ...]] = {}
-
-    def misfit(self, row: Mapping[str, str], cells: pd.DataFrame, labels: Labels | None) -> str:
-        """Why the cells cannot be those of the image, "" where they can or where no image can be read."""
-        fixed = self._study.images.size
-        for shape in (fixed,) if fixed else (self._of_plate(row), None):
-            if shape is None and (shape := self._own(row)) is None:
-                return ""
-            if not (why := misfit(cells, labels, shape)):
-                return ""
-        return why
-
-    def _of_plate(self, row: Mapping[str, str]) -> tuple[int, ...] | None:
-        with self._lock:
-            if row[PLATE] not in self._usual and (own := self._own(row)) is not None:
-                self._usual[row[PLATE]] = own
-            return self._usual.get(row[PLATE])
-
-    def _own(self, row: Mapping[str, str]) -> tuple[int, ...] | None:
+    Where `images.size` is not set, the first channel of the site is read for its size.
+    """
+    shape = study.images.size
+    if shape is None:
         try:
-            return site_image(self._study, row, [next(iter(self._study.channels))]).shape[:2]
+            shape = site_image(study, row, [next(iter(study.channels))], corrected=False).shape[:2]
         except InputError:
-            return None
+            return ""
+    return misfit(cells, labels, shape)
 
 
 def _what(row: Mapping[str, str]) -> str:

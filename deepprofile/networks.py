@@ -147,12 +147,26 @@ def _load_legacy(model: keras.Model, path: Path) -> None:
     import h5py
 
     with h5py.File(path, "r") as file:
+        _refuse_links(file, path)
         group = file.get("model_weights", file)
         known = {name.decode() if isinstance(name, bytes) else name for name in group.attrs["layer_names"]}
     needed = [layer.name for layer in model.layers if layer.trainable_weights and layer.name != "logits"]
     if lacking := [name for name in needed if name not in known]:
         raise InputError(f"{path}: it lacks {len(lacking)} layer(s) of {model.name}, first {lacking[0]!r}")
     _load(model, path, by_name=True)
+
+
+def _refuse_links(group: Any, path: Path) -> None:
+    """Refuse a file that would read other files: weights from a stranger are data."""
+    import h5py
+
+    for name in group:
+        link = group.get(name, getlink=True)
+        item = None if isinstance(link, h5py.ExternalLink | h5py.SoftLink) else group[name]
+        if item is None or (isinstance(item, h5py.Dataset) and item.external):
+            raise InputError(f"{path}: {name!r} is a link to elsewhere; save the weights into one file")
+        if isinstance(item, h5py.Group):
+            _refuse_links(item, path)
 
 
 def _load(model: keras.Model, path: Path, **how: bool) -> None:

@@ -170,10 +170,14 @@ def scan_folder(folder: Path, pattern: str, channels: Mapping[str, str] | None =
 
 
 def list_images(folder: Path) -> list[str]:
-    """The image files under `folder`, as sorted paths relative to it; an InputError where there are none."""
+    """The image files under `folder`, as sorted paths relative to it; an InputError where there are none.
+
+    Hidden ones are none: macOS leaves a ._NAME beside a file on foreign disks, and a killed copy its temporary file.
+    """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
-    names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+    images = (p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    names = sorted(p.relative_to(folder).as_posix() for p in images)
     if not names:
         raise InputError(f"{folder}: no image ({', '.join(SUFFIXES)}) in it or below")
     return names

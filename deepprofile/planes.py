@@ -1,5 +1,6 @@
 """Which plane of a file of many: its axes, what is asked for, and the projection of a z stack."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 
@@ -21,7 +22,7 @@ class Unclear(Exception):
         super().__init__(f"{what}; {mend}")
 
 
-class Source:
+class Source(ABC):
     """An open file: its axes, and one plane at a time. This one holds a single plane."""
 
     axes = ""  # those before y and x, one letter each
@@ -34,7 +35,7 @@ class Source:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027, a source without a file has nothing to close
         """Let go of the file."""
 
     def channels(self) -> Sequence[str]:
@@ -49,12 +50,12 @@ class Source:
         """Whether the end of the file is missing, where that hides planes."""
         return False
 
-    def look(self) -> None:
+    def look(self) -> None:  # noqa: B027, some know them from the start
         """Find out `axes` and `shape`."""
 
+    @abstractmethod
     def plane(self, index: tuple[int, ...]) -> np.ndarray:
         """The plane at `index`, one number for each of `axes`."""
-        raise NotImplementedError
 
 
 def choose(source: Source, chosen: Mapping[str, str]) -> list[list[tuple[int, ...]]]:

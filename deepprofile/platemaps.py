@@ -42,7 +42,8 @@ def join_platemaps(table: pd.DataFrame, barcodes: Path, folder: Path) -> tuple[p
     """
     names = _metadata_table(barcodes)
     require_columns(names, [PLATE, _MAP], str(barcodes))
-    names = names[[PLATE, _MAP]].astype("str").drop_duplicates()
+    names = pd.DataFrame({name: _text(names[name]) for name in (PLATE, _MAP)}).drop_duplicates()
+    names = names[names[PLATE] != ""]
     if (twice := names.loc[names[PLATE].duplicated(), PLATE]).size:
         raise InputError(f"{barcodes}: plate {twice.iloc[0]} has more than one map; keep one row a plate")
     map_of = dict(zip(names[PLATE], names[_MAP], strict=True))

@@ -147,7 +147,7 @@ def _grid(
             _draw(near, shown, cells, labels, kinds, _CLOSE_UP_LINE)
             near.set_xlim(left - 0.5, left + wide - 0.5)
             near.set_ylim(top + high - 0.5, top - 0.5)
-            near.set_title("the frame", loc="right", fontsize=8.5, color=GREY)
+            near.set_title("inside the frame", loc="right", fontsize=8.5, color=GREY)
             whole.add_patch(Rectangle((left, top), wide, high, fill=False, edgecolor="white", linewidth=1.0))
             for axis in (whole, near):
                 _scale_bar(axis, pixel_size_um)

@@ -83,11 +83,11 @@ def spherize_wells(study: Study) -> Done:
     def make() -> tuple[pd.DataFrame, list[tuple[str, str]]]:
         result = spherize(wells, control=_fitted_on(study, wells), features=_features(wells))
         if result.dropped:
-            log.info("spherize: %d features without variance among the controls are dropped", len(result.dropped))
+            fitted = "controls" if study.profiles.fit == "controls" else "wells"
+            log.info("spherize: %d features without variance among the %s are dropped", len(result.dropped), fitted)
         return result.profiles, []
 
-    inputs = [manifest.parts[WELLS].key, study.controls, study.profiles.fit]
-    return _write(study, "spherize", NORMALIZED, inputs, make, "wells")
+    return _write(study, "spherize", NORMALIZED, _normalized_from(study, manifest), make, "wells")
 
 
 def consensus_profiles(study: Study) -> Done:
@@ -118,7 +118,7 @@ def consensus_profiles(study: Study) -> Done:
         left = (wells.loc[~named, PLATE] + " " + wells.loc[~named, WELL]).tolist()
         return profiles, [(well, f"no {by[0]}") for well in left]
 
-    return _write(study, "consensus", CONSENSUS, [manifest.parts[NORMALIZED].key, by], make, "treatments")
+    return _write(study, "consensus", CONSENSUS, _consensus_from(study, manifest), make, "treatments")
 
 
 def score_profiles(study: Study) -> Done:
@@ -218,6 +218,8 @@ def _features(profiles: pd.DataFrame) -> list[str]:
 
 def _fitted_on(study: Study, wells: pd.DataFrame) -> pd.Series:
     if study.profiles.fit == "all":
+        if len(wells) < 2:
+            raise InputError("there is one well with cells; spherizing needs two to learn from")
         return pd.Series(True, index=wells.index, name="profiles.fit")
     if study.controls is None:
         raise InputError(
@@ -227,13 +229,28 @@ def _fitted_on(study: Study, wells: pd.DataFrame) -> pd.Series:
     control = select(wells, study.controls).rename("controls")
     if not control.any():
         raise InputError(f"no well is a control by {study.controls!r}; mend controls, or set profiles.fit to all")
+    if control.sum() < 2:
+        raise InputError("one control well has cells; spherizing needs two; set profiles.fit to all")
     return control
 
 
 def _read(study: Study, name: str, command: str) -> tuple[Manifest, pd.DataFrame]:
     manifest = Manifest.read(study.profiles_folder, "profiles")
     manifest.require([name], {}, command)
+    for table, made_from in (NORMALIZED, _normalized_from), (CONSENSUS, _consensus_from):
+        if name in (table, CONSENSUS) and manifest.parts[table].key != digest(made_from(study, manifest)):
+            raise InputError(
+                f"{manifest.folder / table} was made from other profiles or under other settings; run `deepprofile run`"
+            )
     return manifest, read_table(manifest.folder / name)
+
+
+def _normalized_from(study: Study, manifest: Manifest) -> list[Any]:
+    return [manifest.parts[WELLS].key, study.controls, study.profiles.fit]
+
+
+def _consensus_from(study: Study, manifest: Manifest) -> list[Any]:
+    return [manifest.parts[NORMALIZED].key, list(study.consensus)]
 
 
 def _write(
@@ -280,6 +297,8 @@ def score_lines(study: Study) -> list[str]:
     for row in table.to_dict("records"):
         name = f"{row['profiles']} by {row['labels'].removeprefix(METADATA)}"
         rows.append([name, row["score"], *(_number(row[c]) for c in columns), f"{row['n']:,}"])
+        if row["value"] <= row.get("cell_count", np.nan):
+            notes.append(f"{name}, {row['score']}: no better than the cell count alone")
         notes += [
             f"{name}, {row['score']}: {row[c]}" for c in ("reason", "notes") if isinstance(row[c], str) and row[c]
         ]

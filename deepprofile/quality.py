@@ -142,6 +142,6 @@ def quality_line(table: pd.DataFrame) -> str:
     saturated = (table.filter(regex="^Saturated_") > SATURATED).any(axis=1)
     blurred = (table.filter(regex="^FocusZ_") < OUT_OF_FOCUS).any(axis=1)
     return (
-        f"{len(table)} sites, {saturated.sum()} saturated over {SATURATED:.0%}, {blurred.sum()} out of focus "
-        f"(robust z < {OUT_OF_FOCUS:g}), {(table[WHY] != '').sum()} unreadable"
+        f"{len(table)} sites, {saturated.sum()} with over {SATURATED:.0%} saturated pixels, "
+        f"{blurred.sum()} out of focus (robust z < {OUT_OF_FOCUS:g}), {(table[WHY] != '').sum()} unreadable"
     )

@@ -69,22 +69,24 @@ def _known(group: str) -> None:
 
 
 def describe() -> list[dict[str, Any]]:
-    """Every known plugin: group, name, package, source, licence, first line of its docstring, and its options."""
-    rows = []
-    for group in GROUPS:
-        for name in names(group):
-            plugin = load(group, name)
-            given = {"channels", "size", "classes", "image", "pixel_size_um", "self"}
-            options = inspect.signature(plugin).parameters.values()
-            rows.append(
-                {
-                    "group": group.removeprefix("deepprofile."),
-                    "name": name,
-                    "package": package(group, name),
-                    "source": getattr(plugin, "source", "source not given"),
-                    "licence": getattr(plugin, "licence", "licence not given"),
-                    "about": (inspect.getdoc(plugin) or "").split("\n")[0],
-                    "options": [f"{p.name}={p.default}" for p in options if p.name not in given],
-                }
-            )
-    return rows
+    """Every known plugin: group, name, package, source, licence, first line of its docstring, and its options.
+
+    One that cannot be loaded says so in place of its docstring.
+    """
+    return [_described(group, name) for group in GROUPS for name in names(group)]
+
+
+def _described(group: str, name: str) -> dict[str, Any]:
+    row = {"group": group.removeprefix("deepprofile."), "name": name, "package": package(group, name)}
+    try:
+        plugin = load(group, name)
+        options = inspect.signature(plugin).parameters.values()
+    except Exception as error:  # of another package: a missing library, a slip in its entry point
+        return row | {"source": None, "licence": None, "about": f"cannot be loaded: {error}", "options": []}
+    given = {"channels", "size", "classes", "image", "pixel_size_um", "self"}
+    return row | {
+        "source": getattr(plugin, "source", "source not given"),
+        "licence": getattr(plugin, "licence", "licence not given"),
+        "about": (inspect.getdoc(plugin) or "").split("\n")[0],
+        "options": [f"{p.name}={p.default}" for p in options if p.name not in given],
+    }

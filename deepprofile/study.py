@@ -1,8 +1,11 @@
 """A study: a folder with study.yaml, read once, frozen; everything else in the folder is derived from it."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
+from string import Formatter
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -17,6 +20,7 @@ NAME = "study.yaml"
 LOCATION_TABLES = (".csv", ".csv.gz", ".parquet")
 LOCATION_DATABASES = (".sqlite", ".sqlite3", ".db")
 LOCATION_LABELS = (".tif", ".tiff", ".png")
+_WIDTH = re.compile(r"^(?:0?[<>])?(?:[1-9]\d?)?s?$")  # {site:0>2} is 01
 STAGES = ("illumination", "locations", "features", "models", "profiles", "scores")  # folders that stages write to
 
 
@@ -303,14 +307,43 @@ def read_study(path: str | Path) -> Study:
         raise InputError("\n  ".join([f"{path} has {len(rows)} problem(s)", *rows])) from None
 
 
+def template_fields(key: str, template: str, known: Sequence[str]) -> set[str]:
+    """Which of the fields `known` the `template` of file names has, such as plate in ``"{plate}/{site:0>2}.csv"``.
+
+    Raises
+    ------
+    InputError
+        Another field, or more than a width in it: str.format would look attributes up, for a template of a stranger,
+        and make {site:02} of site 1 the name of site 10.
+    """
+    try:
+        parts = [(name, spec or "", how) for _, name, spec, how in Formatter().parse(template) if name is not None]
+    except ValueError:
+        parts = [("", "", None)]
+    if any(name not in known or how or not _WIDTH.match(spec) for name, spec, how in parts):
+        words = [f"{{{name}}}" for name in known]
+        fields = f"{', '.join(words[:-1])} and {words[-1]}"
+        raise InputError(f"{key} {template!r}: only {fields} are filled in; two digits are {{{known[-1]}:0>2}}")
+    return {name for name, _, _ in parts}
+
+
 def _place(loc: tuple[int | str, ...]) -> str:
     return ".".join(map(str, loc)) or "the file"
 
 
 def _words(error: Any) -> str:
     if error["type"] == "extra_forbidden":
-        return "unknown key; look for a slip of the pen, or remove it"
+        sections: list[type[BaseModel]] = [Study, *Section.__subclasses__()]
+        known = {name for section in sections for name in section.model_fields}
+        close = get_close_matches(str(error["loc"][-1]), sorted(known), 1)
+        return f"unknown key, is it {close[0]}?" if close else "unknown key; docs/guide.md lists those that there are"
     if error["type"] == "missing":
         return "is missing"
+    expected = {
+        "tuple_type": "should be a list, such as [a, b]",
+        "model_type": "should hold keys, such as {key: value}",
+    }
+    if error["type"] in expected:
+        return f"{expected[error['type']]}, got {str(error['input'])[:60]!r}"
     text = error["msg"].removeprefix("Value error, ")
     return text if error["type"] == "value_error" else f"{text}, got {str(error['input'])[:60]!r}"

@@ -17,12 +17,13 @@ from deepprofile.loaddata import drop_image_columns, image_column, image_names
 from deepprofile.patterns import PLANES, guess_pattern, scan_folder
 from deepprofile.platemaps import join_metadata, join_platemaps, prefixed
 from deepprofile.references import is_url, resolve
-from deepprofile.study import NAME, Images, read_study
+from deepprofile.study import NAME, read_study
+from deepprofile.work import log
 
 _CONTROLS = ("dmso", "control", "negcon", "vehicle", "untreated")
 _BARCODES, _MAPS = "barcode_platemap.csv", ("platemap", "platemaps")  # as in the Cell Painting Gallery
 _ROLES = {  # column of the study -> words in the name of an index column, tried in order
-    "treatment": ("treatment", "pert_name", "perturbation", "gene"),
+    "treatment": ("treatment", "pert_name", "perturbation", "gene", "genotype"),
     "compound": ("compound", "broad_sample", "jcp2022", "drug"),
     "concentration": ("concentration", "conc", "dose"),
     "moa": ("moa", "mechanism"),
@@ -97,13 +98,15 @@ def init_study(
         lines = [f"folder: {quoted(relative(root, folder))}"]
         lines += [f"pattern: {quoted(pattern)}  # named groups: plate, well (or row, col), site, channel, z"]
         if any(column.str.contains(PLANES, regex=False).any() for column in paths.values()):
-            known = "" if "projection" in Images.model_fields else "# "
-            lines += [f"{known}projection: max  # of the z planes of a site"]
+            lines += ["projection: max  # of the z planes of a site"]
         table = table.drop(columns=list(paths))
     lines += ['# roots: {"/data/of/another/machine/": "images/"}  # where image paths start elsewhere'] if index else []
     if platemaps is not None:
         maps = next((platemaps / name for name in _MAPS if (platemaps / name).is_dir()), platemaps)
-        table, _ = join_platemaps(table, platemaps / _BARCODES, maps)
+        table, lost = join_platemaps(table, platemaps / _BARCODES, maps)
+        for problem in lost:
+            if problem.level == "error":  # else the next table finds nothing to join by, and does not know why
+                log.warning("init: %s: %s", problem.place, problem.what)
         barcodes = quoted(relative(platemaps / _BARCODES, folder))
         lines.append(f"platemaps: {{barcodes: {barcodes}, folder: {quoted(relative(maps, folder))}}}")
     entries = []
@@ -147,6 +150,7 @@ def _text(
     lines.append("# pixel_size_um: 0.6  # of the sample; lets the locator judge sizes in micrometres")
     names = {role: roles.get(role) for role in _ROLES}
     controls = controls_query(table, names["treatment"], names["compound"])
+    example = f"{query_name(names['treatment'] or names['compound'] or 'Metadata_Compound')} == 'DMSO'"
     nuclei = next((name for name in channels if any(word in name.lower() for word in _NUCLEI)), None)
     rows = [
         f"# {folder.resolve().name}: a deepprofile study. `deepprofile check` lists what is wrong with it,",
@@ -158,11 +162,11 @@ def _text(
         "channels:  # name: index column (or value in the file names); the order is the network's",
         *(f"  {quoted(name)}: {quoted(column)}" for name, column in channels.items()),
         "",
-        "columns:  # which index column says what; all but the treatment or compound may stay out",
+        "columns:  # which column says what; scores need the treatment or the compound, all others may stay out",
         *(f"  {role}: {quoted(name)}" if name else f"  # {role}: Metadata_..." for role, name in names.items()),
         "",
         "# a pandas query for the control wells; intensities are scaled and profiles spherized by them",
-        f"controls: {quoted(controls)}" if controls else "# controls: \"Metadata_Compound == 'DMSO'\"",
+        f"controls: {quoted(controls)}" if controls else f"# controls: {quoted(example)}",
         "",
         "seed: 0",
         "",
@@ -181,17 +185,17 @@ def _text(
         "",
         "profile:",
         "  network: efficientnet_b0  # `deepprofile models` lists all",
-        "  weights: imagenet  # downloaded once; or a file; without it the network is untrained, a baseline",
+        "  weights: imagenet  # downloaded once; or a file; without this line the network is untrained, a baseline",
         "  batch: 64",
         "",
         "profiles:",
         "  recipe: deep  # spherize by the controls over all plates, then the median of each treatment's wells",
-        "  # fit: all  # where there are no controls",
+        "  # fit: all  # spherize by all wells, where there are no controls",
         "",
         "scores:",
         f"  select: {quoted(f'not ({controls})')}"
         if controls
-        else "  # select: a pandas query for the profiles to score",
+        else f"  # select: {quoted(f'not ({example})')}  # leaves out the controls that spherizing learns from",
         "  # exclude_same: [Metadata_Plate]  # compare wells of different plates only",
         "",
     ]
@@ -216,6 +220,7 @@ def _image_paths(table: pd.DataFrame) -> dict[str, pd.Series]:
             found[name] = image_column(table, name)
     if not found:
         columns = [name for name in table.columns if _looks_like_images(table[name])]
+        columns = [name for name in columns if "mask" not in str(name).lower()] or columns  # made from the images
         found = {str(name): table[name].fillna("").astype("str") for name in columns}
     return found
 
@@ -258,7 +263,7 @@ def _common(table: pd.DataFrame, path: Path) -> list[str]:
     if not (on := [name for name in map(str, table.columns) if name.removeprefix(METADATA) in bare]):
         raise InputError(
             f"{path}: none of its columns ({', '.join(map(str, more.columns[:8]))}) is one of the index or of the "
-            "tables before it; give it a column Metadata_Well"
+            "tables before it; add a column Metadata_Well, or mend the table or plate map that should bring one"
         )
     return on
 
@@ -283,8 +288,17 @@ def controls_query(table: pd.DataFrame, *columns: str | None) -> str | None:
         if column and name in table:
             for value in table[name].dropna().astype(str).unique():
                 if value.lower() in _CONTROLS:
-                    return f"{column} == {value!r}"
+                    return f"{query_name(str(column))} == {value!r}"
     return None
+
+
+def query_name(column: str) -> str:
+    """`column` as a query calls it.
+
+    >>> query_name("Metadata_Compound"), query_name("Metadata_Compound Name")
+    ('Metadata_Compound', '`Metadata_Compound Name`')
+    """
+    return column if column.isidentifier() else f"`{column}`"
 
 
 def relative(path: Path, folder: Path) -> str:

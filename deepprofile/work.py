@@ -31,6 +31,8 @@ class Done:
 
     def __str__(self) -> str:
         parts = f"{self.made} made, {self.kept} current" if self.kept else f"{self.made} made"
+        if self.made + self.kept == 1:  # "1 made" of 96 wells would look like one well
+            parts = "made" if self.made else "current"
         left = f"; {len(self.skipped)} left out" if self.skipped else ""
         return f"{self.stage}: {self.rows:,} {self.unit} ({parts}){left}"
 

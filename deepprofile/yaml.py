@@ -6,6 +6,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
+from ruamel.yaml.events import AliasEvent
 from ruamel.yaml.resolver import VersionedResolver
 
 from cytominer_tools.errors import InputError
@@ -37,12 +38,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises
     ------
     InputError
-        No such file, not YAML (with the line), a key twice, or not a mapping.
+        No such file, not YAML (with the line), a key twice, an alias, or not a mapping.
     """
     reader = YAML(typ="safe", pure=True)
     reader.Resolver = _Core
     try:
-        found = reader.load(path.read_text("utf-8-sig"))
+        text = path.read_text("utf-8-sig")
+        found = reader.load(text)
+        # ten lines of aliases can stand for a billion values, or for a list that holds itself
+        if alias := next((e for e in YAML(typ="safe", pure=True).parse(text) if isinstance(e, AliasEvent)), None):
+            raise InputError(f"{path}: line {alias.start_mark.line + 1}: *{alias.anchor} is an alias; write it out")
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{path}: no such file; `deepprofile init` writes one") from None
     except OSError as error:

@@ -106,7 +106,7 @@ def _score_panel(axis: mpl.axes.Axes, kind: str, part: pd.DataFrame) -> None:
         )
     for line in lines[~defined]:
         reason = str(part.at[line, "reason"]) or "no reason given"
-        text = "\n".join(wrap(f"undefined: {reason}", 88)[:3])
+        text = "\n".join(wrap(reason if reason.startswith("infinite") else f"undefined: {reason}", 88)[:3])
         axis.text(
             0.01, line, text, transform=axis.get_yaxis_transform(), va="center", fontsize=8, style="italic", color=GREY
         )

@@ -59,17 +59,15 @@ def study_argument(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def stage_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    for option in (
-        click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON."),
-        click.option("--strict", is_flag=True, help="Stop at a site that cannot be read."),
-    ):
-        command = option(command)
-    return study_argument(command)
+    return study_argument(click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON.")(command))
+
+
+strict_option = click.option("--strict", is_flag=True, help="Stop at a site that cannot be read.")
 
 
 @main.command()
 @study_argument
-@click.option("--index", type=click.Path(path_type=Path), help="A CSV or Parquet with a row per site.")
+@click.option("--index", type=click.Path(path_type=Path), help="A CSV, TSV or Parquet with a row per site.")
 @click.option("--images", type=click.Path(path_type=Path), help="Instead: a folder of images.")
 @click.option("--pattern", help="How their names are built: a regular expression with named groups.")
 @click.option("--preset", help="Or the microscope: phenix, imagexpress, opera, incarta, yokogawa or generic.")
@@ -117,6 +115,13 @@ def init(
             platemaps=platemaps,
             metadata=metadata,
         )
+    made_study = _study(study)
+    for what, found in (
+        ("channels", ", ".join(made_study.channels)),
+        ("treatment", made_study.treatment),
+        ("controls", made_study.controls),
+    ):
+        click.echo(f"  {what}: {found or 'not guessed; name them in study.yaml'}")
     click.echo(f"{path}: look it over, then `deepprofile check {study}` and `deepprofile run {study}`")
 
 
@@ -153,10 +158,13 @@ def _no_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _stage(name: str, module: str, function: str, doc: str) -> None:
+    reads_images = module in ("intensities", "locations", "features")
+
     @main.command(name, help=doc)
     @(_preview_option if name == "locate" else _no_option)
+    @(strict_option if reads_images else _no_option)
     @stage_options
-    def command(study: Path, strict: bool, as_json: bool, preview: bool = False) -> None:
+    def command(study: Path, as_json: bool, strict: bool = False, preview: bool = False) -> None:
         from importlib import import_module
 
         if preview:
@@ -165,13 +173,14 @@ def _stage(name: str, module: str, function: str, doc: str) -> None:
             path = str(preview_study(_study(study)))
             click.echo(json.dumps({"preview": path}) if as_json else f"{path}: look at it; no cells were written")
             return
-        settings = {"strict": strict} if module in ("intensities", "locations", "features") else {}
+        settings = {"strict": strict} if reads_images else {}
         with _quiet_keras() if module == "features" else _nothing():
             run = getattr(import_module(f"deepprofile.{module}"), function)
         _report([run(_study(study), **settings)], as_json)
 
 
 @main.command()
+@strict_option
 @stage_options
 def run(study: Path, strict: bool, as_json: bool) -> None:
     """All stages, from images to scores; what is current is left alone."""
@@ -203,7 +212,7 @@ for _name, _module, _function, _doc in (
 @main.command()
 @click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
 def models(as_json: bool) -> None:
-    """List the installed networks, heads and locators with their options."""
+    """List the installed networks and locators with their options."""
     with _quiet_keras():
         from deepprofile.registry import describe
 
@@ -219,20 +228,28 @@ def models(as_json: bool) -> None:
 
 @main.command()
 @click.argument("study", type=click.Path(path_type=Path))
-@click.option("--plates", default=3, show_default=True, help="Each holds every compound once at each concentration.")
-@click.option("--sites", default=2, show_default=True, help="A well.")
+@click.option(
+    "--plates", default=3, show_default=True, help="Plates; each holds every compound once at each concentration."
+)
+@click.option("--sites", default=2, show_default=True, help="Sites per well.")
 @click.option(
     "--size", type=(int, int), default=(360, 360), show_default=True, help="Height and width of an image, px."
 )
-@click.option("--cells", default=28, show_default=True, help="A site, under control.")
+@click.option("--cells", default=28, show_default=True, help="Cells per site of a control well.")
 @click.option("--pixel-size", default=0.6, show_default=True, help="Edge of a pixel, um.")
 @click.option("--moas", default=6, show_default=True, help="Mechanisms; half of them leave intensity and count alone.")
-@click.option("--compounds", default=4, show_default=True, help="A mechanism.")
-@click.option("--controls", default=8, show_default=True, help="DMSO wells a plate.")
+@click.option("--compounds", default=4, show_default=True, help="Compounds per mechanism.")
+@click.option("--controls", default=8, show_default=True, help="DMSO wells per plate.")
 @click.option("--concentration", type=float, default=(10.0,), show_default=True, multiple=True, help="uM; repeatable.")
-@click.option("--layout", type=click.Choice(["random", "fixed"]), default="random", show_default=True)
+@click.option(
+    "--layout",
+    type=click.Choice(["random", "fixed"]),
+    default="random",
+    show_default=True,
+    help="Are wells shuffled on each plate, or the same on all.",
+)
 @click.option("--masks", is_flag=True, help="Write the nuclei as label images too.")
-@click.option("--seed", default=0, show_default=True)
+@click.option("--seed", default=0, show_default=True, help="Another seed, another study.")
 def simulate(
     study: Path,
     plates: int,
@@ -272,7 +289,7 @@ def simulate(
 @main.command()
 @click.argument("folder", type=click.Path(path_type=Path), default="deepprofile-demo")
 def demo(folder: Path) -> None:
-    """Simulate a small study in FOLDER and run it, in a few minutes."""
+    """Simulate a small study in FOLDER and run it, in about a minute."""
     with _quiet_keras():
         from deepprofile.demo import prepare_demo
         from deepprofile.pipeline import run_study
@@ -301,7 +318,7 @@ def _report(steps: "Iterable[Done]", as_json: bool) -> None:
             click.echo(json.dumps(rows, indent=1))
         elif left:
             shown = [f"  {what}: {why}" for what, why in left]
-            click.echo("\n".join([f"Left out ({len(left)}):", *_first(shown, "in the manifests")]))
+            click.echo("\n".join([f"Left out ({len(left)}):", *_first(shown, "in manifest.json of each plate")]))
 
 
 def _first(rows: list[str], where: str, most: int = 10) -> list[str]:

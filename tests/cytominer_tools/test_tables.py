@@ -85,6 +85,16 @@ def test_a_missing_key_is_empty_text_in_every_format(tmp_path):
         assert found.to_dict("list") == {"Metadata_Plate": ["P1", ""], "Metadata_Well": ["", "A02"]}
 
 
+def test_empty_text_is_missing_in_every_format(tmp_path):
+    table = pd.DataFrame(
+        {"Metadata_Well": ["A01", "A02", "A03"], "Metadata_Compound": ["", "x", None], "note": ["", "", "y"]}
+    )
+    for suffix in SUFFIXES:
+        path = write_table(table, tmp_path / f"t{suffix}")
+        assert read_table(path)["Metadata_Compound"].isna().tolist() == [True, False, True]
+        assert read_table(path, metadata=True)["note"].isna().tolist() == [True, True, False]
+
+
 @pytest.mark.parametrize(
     ("words", "read"),
     [

@@ -109,8 +109,8 @@ def test_init_from_images_of_a_phenix(tmp_path):
         ["BR1", "B03", "2"],
     ]
     assert index["Metadata_Compound"].tolist() == ["DMSO", "DMSO", "x", "x"]
-    told = call("check", tmp_path / "study")
-    assert "1 control wells; spherizing is unstable under 16" in told.stdout
+    told = call("check", tmp_path / "study", code=2)
+    assert "controls: 1 control well; spherizing needs two, or set profiles.fit to all" in told.stdout
     assert "1 of 1 treatments have one well" in told.stdout
 
 
@@ -153,7 +153,7 @@ def test_check_lists_several_problems(fresh):
         "A01_s1_DNA.tif: no such image",
         "B01_s2_ER.tif: cannot be read, truncated or damaged",
         "B02_s1_Mito.tif: is flat, every pixel is 9",
-        "C02_s1_Mito.tif: 100 x 100 pixels, the others are 128 x 128",
+        "C02_s1_Mito.tif: 100 x 100 pixels, images.size in study.yaml is 128 x 128",
         "study.yaml controls: no well is a control by \"Metadata_Compound == 'dmso'\"",
         "study.yaml profile.network: 'smal_cnn' is not installed; there are efficientnet_b0, ",
     ):
@@ -167,6 +167,20 @@ def test_check_of_a_sound_study(fresh):
     told = call("check", fresh.root)
     assert "controls: 4 control wells; spherizing is unstable under 16" in told.stdout
     assert told.stdout.endswith("Nothing keeps it from running.\n")
+
+
+def test_check_asks_scores_select(fresh):
+    for query, words, code in (
+        ("Metadata_Compund == 'x'", "study.yaml scores.select: query \"Metadata_Compund == 'x'\": no column", 2),
+        (
+            "Metadata_Compound == 'x'",
+            "study.yaml scores.select: \"Metadata_Compound == 'x'\" keeps none of 12 wells",
+            2,
+        ),
+        ("Metadata_Count > 3", "Nothing keeps it from running", 0),
+        ("Metadata_Plate != 'P9'", "the controls are scored too", 0),
+    ):
+        assert words in call("check", configure(fresh.root, scores={"select": query}).root, code=code).stdout
 
 
 def test_check_sees_confounding(fresh):

@@ -151,6 +151,24 @@ def test_a_concentration_with_text_in_it(tmp_path):
     assert index["Metadata_Dose"].tolist()[:2] == [1, 10]
 
 
+def test_a_column_with_the_name_of_the_cell_count(tmp_path):
+    with pytest.raises(
+        InputError, match=r"index\.csv: Metadata_Count is what the number of cells .*; rename that column"
+    ):
+        load_index(study(tmp_path, rows("P1 A01 1", Metadata_Count=[5])))
+
+
+@pytest.mark.parametrize(
+    "more",
+    ["columns: {compound: Metadata_X}", "columns: {moa: Metadata_X}", "scores: {exclude_same: [Metadata_X]}"],
+)
+def test_a_well_has_one_treatment(more, tmp_path):
+    table = rows("P1 A01 1", "P1 A01 2", "P1 A02 1", Metadata_X=["a", None, "b"])
+    with pytest.raises(InputError, match=r"Metadata_X has several values in 1 well.s., first P1 A01; .* one value"):
+        load_index(study(tmp_path, table, more=more))
+    load_index(study(tmp_path, table, more="columns: {batch: Metadata_X}"))  # nothing is made by it
+
+
 def test_two_columns_of_one_name(tmp_path):
     with pytest.raises(InputError, match=r"index\.csv: two columns for Metadata_Plate; remove one, or rename it"):
         load_index(study(tmp_path, rows("P A01 1", Plate=["Q"])))
@@ -219,6 +237,11 @@ def test_a_site_that_lacks_a_channel_is_kept_with_an_empty_path(tmp_path):
         "DNA": ["P/A01_s1_DNA.tif", "P/A02_s1_DNA.tif"],
         "ER": ["P/A01_s1_ER.tif", ""],
     }
+
+
+def test_hidden_files_are_no_images(tmp_path):
+    touch(tmp_path, "raw/P1/A01_s1_DNA.tif", "raw/P1/._A01_s1_DNA.tif", f"raw/P1/.{'0' * 32}.A02_s1_DNA.tif")
+    assert keys(scan_folder(tmp_path / "raw", PRESETS["generic"][0])) == ["P1 A01 1"]
 
 
 def test_folders_of_names_that_do_not_work(tmp_path):

@@ -147,6 +147,16 @@ def test_thousands_of_missing_files_do_not_hide_one_flat_image(tmp_path):
     assert any("is flat, every pixel is 3" in line for line in lines)
 
 
+def test_a_query_that_cannot_be_answered_is_said_before_the_run(tmp_path):
+    table = load_data("P1 A01 1").assign(Metadata_Dose=[1.5])
+    places = []
+    for query in ("Metadata_Dos > 1", "Metadata_Dose > 1 and Metadata_Count > 10"):
+        made = study(tmp_path, table, more=f"scores: {{select: '{query}'}}")
+        places += [str(p) for p in check_study(made) if "scores" in p.place]
+    (said,) = places
+    assert said.startswith("study.yaml scores.select: query 'Metadata_Dos > 1': no column 'Metadata_Dos'")
+
+
 # --- plate maps
 def platemaps(folder, maps="plate,name\n", separator="\t"):
     (folder / "platemap").mkdir(exist_ok=True)
@@ -166,6 +176,13 @@ def test_a_map_for_each_plate(separator, tmp_path):
     assert index["Metadata_Plate_Map_Name"].tolist() == ["map_b", "map_b", "map_a"]
     assert index["Metadata_broad_sample"].fillna("").tolist() == ["BRD-b1", "", "BRD-a1"]
     assert index["Metadata_solvent"].tolist() == ["DMSO"] * 3
+
+
+def test_barcodes_that_are_numbers_beside_an_empty_row(tmp_path):
+    images = platemaps(tmp_path)
+    (tmp_path / "barcode_platemap.csv").write_text("Assay_Plate_Barcode,Plate_Map_Name\n41744,map_a\n,map_b\n,map_a\n")
+    index = load_index(study(tmp_path, load_data("41744 A01 1"), images=images))
+    assert index["Metadata_broad_sample"].tolist() == ["BRD-a1"]
 
 
 def test_plates_without_a_map_are_named(tmp_path):

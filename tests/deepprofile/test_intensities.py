@@ -120,7 +120,7 @@ def test_quality_is_written_when_it_is_asked_for(fresh, caplog):
     table = pd.read_parquet(study.root / "illumination" / "P1_sites.parquet")
     assert len(table) == 12
     assert table.loc[table["Saturated_DNA"] > 0.01, "Metadata_Well"].tolist() == ["B01"]
-    assert "illumination: plate P1: 12 sites, 1 saturated over 1%" in told(caplog)
+    assert "illumination: plate P1: 12 sites, 1 with over 1% saturated pixels" in told(caplog)
     measure_intensities(configure(fresh.root))
     assert not (study.root / "illumination" / "P1_sites.parquet").exists()  # it would be of other images some day
 
@@ -385,8 +385,9 @@ def test_functions_that_do_not_fit(shaded, fault):
         measure_intensities(configure(shaded, illumination=section("files")))
 
 
-def test_a_template_knows_plate_and_channel(shaded):
-    study = configure(shaded, illumination={"method": "files", "files": "illum/{well}.npy"})
+@pytest.mark.parametrize("name", ["{well}", "{plate.__class__}", "{channel!r}", "{plate:>999999999}", "{plate", "{}"])
+def test_a_template_knows_plate_and_channel(shaded, name):
+    study = configure(shaded, illumination={"method": "files", "files": f"illum/{name}.npy"})
     with pytest.raises(InputError, match=r"only \{plate\} and \{channel\} are filled in"):
         measure_intensities(study)
 

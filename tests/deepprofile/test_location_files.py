@@ -8,7 +8,7 @@ import pytest
 import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
-from study_factory import configure, write_images
+from study_factory import configure, edit_index, write_images
 
 from cytominer_tools.columns import CELL, PLATE, SITE, WELL
 from cytominer_tools.errors import InputError
@@ -346,7 +346,9 @@ def test_a_bad_row_spoils_its_own_site_alone(tmp_path):
 
 
 # --- the template
-@pytest.mark.parametrize("name", ["{field}", "{plate.__class__}", "{plate!r}", "{}", "{well", "{site:>99999}"])
+@pytest.mark.parametrize(
+    "name", ["{field}", "{plate.__class__}", "{plate!r}", "{}", "{well", "{site:>99999}", "{site:02}", "{site:02d}"]
+)
 def test_other_fields_are_refused(tmp_path, name):
     with pytest.raises(InputError, match=r"only \{plate\}, \{well\} and \{site\} are filled in"):
         reader(tmp_path, name + ".csv")
@@ -455,6 +457,31 @@ BOX = (30, 50)  # height, width
 
 def frame(xy):
     return pd.DataFrame(xy, columns=["x", "y"], dtype=float)
+
+
+def test_sizes_are_looked_at_before_there_are_illumination_functions(fresh):
+    plate_table().assign(Nuclei_Location_Center_X=120, Nuclei_Location_Center_Y=10).to_csv(fresh.root / "P1.csv")
+    for row in site_rows(load_index(fresh)):
+        write_images(fresh.root, row[PLATE], row[WELL], int(row[SITE]), np.random.default_rng(0).random((128, 96, 3)))
+    study = configure(fresh.root, images={"size": None}, illumination={"method": "smooth"}, locate={"files": "P1.csv"})
+    edit_index(fresh.root, lambda index: index[index[PLATE] == "P1"])
+    ((what, why),) = locate_cells(study).skipped
+    assert what == "P1 A01 site 1 and 11 more site(s)"
+    assert "x and y seem exchanged" in why
+
+
+def test_sites_left_out_for_their_images_are_taken_once_those_are_mended(fresh):
+    rows = site_rows(load_index(fresh))
+    images = {row["DNA"]: tifffile.imread(fresh.root / row["DNA"]) for row in rows}
+    for row in rows:
+        tifffile.imwrite(fresh.root / f"{row[PLATE]}_{row[WELL]}_{row[SITE]}.tif", np.ones((128, 128), np.uint8))
+        tifffile.imwrite(fresh.root / row["DNA"], images[row["DNA"]][:100])
+    study = configure(fresh.root, images={"size": None}, locate={"files": "{plate}_{well}_{site}.tif"})
+    assert "labels of 128 x 128 pixels, the image is 100 x 128" in locate_cells(study).skipped[0][1]
+    for name, image in images.items():
+        tifffile.imwrite(fresh.root / name, image)
+    told = locate_cells(study)
+    assert (told.made, told.rows, told.skipped) == (12, 24, ())
 
 
 def test_exchanged_words():

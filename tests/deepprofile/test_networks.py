@@ -174,3 +174,15 @@ def test_nothing_in_a_file_is_executed(tmp_path):
     with pytest.raises(InputError, match=r"evil\.keras: .*Lambda"):
         load_weights(small(), tmp_path / "evil.keras")
     assert not ran
+
+
+def test_weights_that_link_to_another_file_are_refused(tmp_path):
+    import h5py
+
+    with h5py.File(tmp_path / "secret.h5", "w") as file:
+        file["x"] = [1.0]
+    with h5py.File(tmp_path / "w.h5", "w") as file:
+        file.attrs["layer_names"] = ["block1_conv"]
+        file["block1_conv"] = h5py.ExternalLink("secret.h5", "x")
+    with pytest.raises(InputError, match="'block1_conv' is a link to elsewhere; save the weights into one file"):
+        build_network("small_cnn", channels=2, size=(16, 16), weights=tmp_path / "w.h5")

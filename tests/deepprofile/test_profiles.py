@@ -205,3 +205,17 @@ def test_pairs_that_share_a_column_are_no_match(done):
 def test_a_stage_before_its_input_says_what_to_run(fresh, stage, command):
     with pytest.raises(InputError, match=f"run `{command}`"):
         stage(fresh)
+
+
+def test_profiles_of_other_settings_are_not_taken_for_current(done):
+    other = configure(done.root, controls=f"{COMPOUND} == 'aaa'")
+    for stage in (consensus_profiles, score_profiles):
+        with pytest.raises(
+            InputError, match=r"normalized\.parquet was made .* under other settings; run `deepprofile run`"
+        ):
+            stage(other)
+    spherize_wells(other)
+    with pytest.raises(InputError, match=r"consensus\.parquet was made from other profiles .*; run `deepprofile run`"):
+        score_profiles(other)
+    consensus_profiles(other)
+    assert score_profiles(other).made == 1

@@ -85,7 +85,7 @@ def test_a_plate_with_two_blurred_sites():
     found = [site_quality(photograph(cells(i), 4 if i in (3, 7) else 1, i)[..., None]) for i in range(12)]
     table = quality_table(keys(12), found, ["DNA"], np.dtype("uint16"))
     assert (table.index[table["FocusZ_DNA"] < -3.5] == [3, 7]).all()
-    assert quality_line(table).startswith("12 sites, 0 saturated over 1%, 2 out of focus")
+    assert quality_line(table).startswith("12 sites, 0 with over 1% saturated pixels, 2 out of focus")
 
 
 # --- golden
@@ -105,7 +105,8 @@ def test_columns_of_a_table():
     np.testing.assert_allclose(
         table["Saturated_DNA"], [0.2, np.nan, 0]
     )  # 12 bits: the ceiling is what the plate reaches
-    assert quality_line(table) == "3 sites, 1 saturated over 1%, 0 out of focus (robust z < -3.5), 1 unreadable"
+    line = quality_line(table)
+    assert line == "3 sites, 1 with over 1% saturated pixels, 0 out of focus (robust z < -3.5), 1 unreadable"
 
 
 def test_robust_z_has_a_floor():

@@ -71,3 +71,11 @@ def test_an_unknown_group():
             InputError, match=r"no plugin group 'deepprofile\.models'; the groups are deepprofile\.networks"
         ):
             call("deepprofile.models")
+
+
+def test_a_plugin_that_cannot_be_loaded_does_not_hide_the_others(monkeypatch):
+    load = registry.load
+    monkeypatch.setattr(registry, "load", lambda group, name: 1 / 0 if name == "small_cnn" else load(group, name))
+    rows = {row["name"]: row for row in registry.describe()}
+    assert rows["small_cnn"]["about"] == "cannot be loaded: division by zero"
+    assert rows["nuclei"]["about"].startswith("Find nuclei")

@@ -43,16 +43,17 @@ def test_a_file_its_folder_and_no_file(tmp_path):
 
 def test_every_problem_is_listed_with_its_place(tmp_path):
     text = (
-        "images: {index: a.csv, foo: 1}\nchannels: {}\nbar: 1\nseed: -1\n"
+        "images: {index: a.csv, foo: 1, sise: 1}\nchannels: {}\nbar: 1\nseed: -1\n"
         "crops: {size: 33, percentiles: [99, 1], mode: cut}\nscores: {baselines: [luck]}\nprofile: {batch: many}\n"
     )
     found = problems(tmp_path, text)
-    assert "images.foo: unknown key; look for a slip of the pen, or remove it" in found
-    assert "bar: unknown key; look for a slip of the pen, or remove it" in found
+    assert "images.sise: unknown key, is it size?" in found
+    assert "images.foo: unknown key; docs/guide.md lists those that there are" in found
+    assert "bar: unknown key; docs/guide.md lists those that there are" in found
     assert "crops.percentiles: expected two rising numbers between 0 and 100" in found
     places = {row.split(":")[0] for row in found}
     assert places == {
-        *("images.foo", "channels", "bar", "seed", "crops.size", "crops.percentiles", "crops.mode"),
+        *("images.foo", "images.sise", "channels", "bar", "seed", "crops.size", "crops.percentiles", "crops.mode"),
         *("scores.baselines.0", "profile.batch"),
     }
     assert next(row for row in found if row.startswith("profile.batch")).endswith("got 'many'")

@@ -3,6 +3,7 @@ import pytest
 import tifffile
 
 from cytominer_tools.errors import InputError
+from cytominer_tools.queries import select
 from deepprofile.index import load_index
 from deepprofile.study import read_study
 from deepprofile.template import init_study
@@ -55,3 +56,13 @@ def test_a_table_of_wells_that_differ_is_refused(tmp_path):
     (tmp_path / "wells.csv").write_text("well,x\nA01,1\na1,2\n")
     with pytest.raises(InputError, match="stands in it more than once"):
         init_study(tmp_path / "study", images=raw, metadata=tmp_path / "wells.csv")
+
+
+def test_controls_in_a_column_with_a_space(tmp_path):
+    images(tmp_path, "a.tif")
+    (tmp_path / "index.csv").write_text(
+        "Metadata_Plate,Metadata_Well,Metadata_Compound Name,DNA\nP,A01,DMSO,a.tif\nP,A02,x,a.tif\n"
+    )
+    study = read_study(init_study(tmp_path / "study", index=tmp_path / "index.csv"))
+    assert select(load_index(study), study.controls).tolist() == [True, False]
+    assert select(load_index(study), study.scores.select).tolist() == [False, True]

@@ -90,6 +90,8 @@ def test_text_in_any_script_with_a_byte_order_mark(tmp_path):
         ("", "expected a mapping of settings, got NoneType"),
         ("text", "expected a mapping of settings, got str"),
         ("a: " + "[" * 5000, "nested too deeply"),
+        ("a: &x [1]\nb: [*x, *x]\n", r"line 2: \*x is an alias; write it out"),
+        ("a: &x [*x]\n", r"line 1: \*x is an alias"),
     ],
 )
 def test_what_is_refused_with_its_line(text, words, tmp_path):
