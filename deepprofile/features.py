@@ -21,7 +21,7 @@ from deepprofile.locations import X, Y, location_settings, plate_locations
 from deepprofile.preprocess import Preprocess
 from deepprofile.sites import image_fingerprint, site_image, site_rows
 from deepprofile.study import Study
-from deepprofile.work import Done, in_background, log, map_ahead, progress, workers
+from deepprofile.work import Done, in_background, keep_earlier, log, map_ahead, progress, workers
 
 if TYPE_CHECKING:
     import keras
@@ -133,6 +133,7 @@ def profile_cells(study: Study, *, strict: bool = False) -> Done:
         plates = [_open(study, index, name, settings) for name in index[PLATE].unique()]
         todo = [well for plate in plates for well in _stale(study, plate, strict)]
         made = len(todo)
+        keep_earlier(f"the features in {study.features}", _earlier(todo), lambda row: _refusal(study, row))
         advance(len(index) - sum(len(well.plate.sites[well.name]) for well in todo))
         images = map_ahead(lambda job: _read(study, job, strict), _jobs(todo), 2 * workers())
         # closed whatever happens: an error that a notebook keeps would keep the reading threads and their images
@@ -253,6 +254,20 @@ def _jobs(todo: list[_Well]) -> Iterator[_Job]:
         rows = site_rows(well.plate.sites[well.name])
         for row in rows:
             yield _Job(well, row, cells[cells[SITE] == row[SITE]], last=row is rows[-1])
+
+
+def _earlier(todo: list[_Well]) -> list[dict[str, str]]:
+    """The sites of the wells that have features, which are to be made again."""
+    had = [w for w in todo if w.name in w.plate.table.manifest.parts and w.plate.table.manifest.parts[w.name].rows]
+    return [row for well in had for row in site_rows(well.plate.sites[well.name])]
+
+
+def _refusal(study: Study, row: Mapping[str, str]) -> str:
+    try:
+        site_image(study, row)
+    except InputError as error:
+        return str(error)
+    return ""
 
 
 def _read(study: Study, job: _Job, strict: bool) -> _Job:

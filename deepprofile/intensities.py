@@ -38,7 +38,7 @@ from deepprofile.percentiles import Counts, Sample
 from deepprofile.quality import SiteQuality, quality_line, quality_table, site_quality
 from deepprofile.sites import image_fingerprint, site_image, site_rows
 from deepprofile.study import Study
-from deepprofile.work import Done, log, map_ahead, progress, workers
+from deepprofile.work import Done, keep_earlier, log, map_ahead, progress, workers
 
 STAGE = FOLDER
 MEND = "deepprofile illumination"
@@ -84,6 +84,9 @@ def measure_intensities(study: Study, *, strict: bool = False) -> Done:
                     chosen, key = sites, instead
                     seen = _look(study, plate, sites, sites, strict, lambda n: None)
                 if len(seen.skipped) == len(chosen):
+                    if plate in manifest.parts and manifest.parts[plate].rows:
+                        what = f"the illumination of plate {plate}, in {manifest.folder},"
+                        keep_earlier(what, seen.skipped, lambda site: site[1])
                     log.warning("illumination: plate %s: none of its sites can be read: %s", plate, seen.skipped[0][1])
                 _write(study, plate, chosen, seen)
                 name = correction_path(study, plate).name

@@ -27,7 +27,7 @@ from deepprofile.location_files import Y as Y
 from deepprofile.registry import load
 from deepprofile.sites import image_fingerprint, site_image, site_rows
 from deepprofile.study import Study
-from deepprofile.work import Done, log, map_ahead, progress, workers
+from deepprofile.work import Done, keep_earlier, log, map_ahead, progress, workers
 
 STAGE = "locations"
 
@@ -73,6 +73,9 @@ def locate_cells(study: Study, *, strict: bool = False) -> Done:
             if strict:  # a bad site of an earlier run is read again, and refused
                 current = [well for well in current if not table.manifest.parts[well].skipped]
             todo = [well for well in wells if well not in current]
+            parts = table.manifest.parts
+            earlier = [row for well in todo if well in parts and parts[well].rows for row in site_rows(wells[well])]
+            keep_earlier(f"the cells of plate {plate}, in {table.folder},", earlier, lambda row: find(row).why)
             advance(sum(len(wells[well]) for well in current))
             queue = [row for well in todo for row in site_rows(wells[well])]
             # closed whatever happens: the threads of an error that is kept would go on

@@ -5,12 +5,14 @@ import os
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from queue import Full, Queue
 from typing import TypeVar
+
+from cytominer_tools.errors import InputError
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -97,6 +99,36 @@ def in_background(items: Iterable[T], ahead: int) -> Generator[T, None, None]:
     finally:
         stop.set()
         thread.join()
+
+
+def keep_earlier(what: str, sites: Sequence[T], refusal: Callable[[T], str]) -> None:
+    """Stop before finished results are replaced by nothing: a disk that is not mounted, a slip in `images.size`.
+
+    Parameters
+    ----------
+    what : str
+        The results, in words.
+    sites : sequence
+        The sites that they were made from and would be made from again.
+    refusal : function of a site
+        Why it would be left out, "" where it would not.
+
+    Raises
+    ------
+    InputError
+        There are two sites or more, and of a few spread over them none can be used.
+    """
+    few = sites[:: max(1, len(sites) // 5)]
+    said = ""
+    for site in few if len(sites) > 1 else ():
+        said = refusal(site)
+        if not said:
+            return
+    if said:
+        raise InputError(
+            f"{what} would be replaced by nothing, as none of {len(few)} sites looked at can be used, the last: "
+            f"{said}; nothing was changed: mend that, or delete them to go on without"
+        )
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import tifffile
 from click.testing import CliRunner
-from study_factory import CHANNELS, configure, derived, edit_index, run, write_images
+from study_factory import CHANNELS, configure, derived, edit_index, made, run, write_images
 
 import cytominer_tools.files
 from cytominer_tools.columns import WELL
@@ -338,3 +338,27 @@ def test_channels_stay_in_the_order_of_study_yaml(fresh):
     assert study.preprocess.channels == tuple(reversed(CHANNELS))
     assert run(study)["profile"].made == 12
     assert aggregate_wells(study).kept == 1
+
+
+# --- finished work is not replaced by nothing
+def test_a_slip_in_the_size_of_images_empties_nothing(fresh):
+    run(fresh)
+    before = derived(fresh.root)
+    slip = configure(fresh.root, images={"size": [64, 64]})
+    said = (
+        r"the cells of plate P1, in .*locations/P1, would be replaced by nothing, as none of 6 sites looked at can be"
+    )
+    with pytest.raises(InputError, match=said):
+        locate_cells(slip)
+    with pytest.raises(InputError, match=r"nothing was changed: mend that, or delete them to go on without"):
+        run(slip)
+    assert derived(fresh.root) == before
+
+
+def test_images_that_are_gone_take_no_features_with_them(fresh):
+    run(fresh)
+    (fresh.root / "images").rename(fresh.root / "unmounted")
+    with pytest.raises(InputError, match=r"would be replaced by nothing, .* no such image"):
+        run(fresh)
+    (fresh.root / "unmounted").rename(fresh.root / "images")
+    assert not any(made(run(fresh)).values())
