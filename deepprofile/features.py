@@ -163,9 +163,7 @@ def load_extractor(study: Study) -> tuple[Extractor, dict[str, Any]]:
     from deepprofile.registry import load, package
 
     chosen, preprocess = study.profile, study.preprocess
-    weights = chosen.weights
-    if weights not in (None, "imagenet"):
-        weights = str(study.path(str(weights)))
+    weights = study.weights
     size = (preprocess.size, preprocess.size)
     model = build_network(
         chosen.network, channels=len(preprocess.channels), size=size, weights=weights, seed=study.seed, **chosen.options

@@ -10,7 +10,7 @@ from deepprofile.crops import inside, interpolate_crops, slice_crops
 Normalize = Literal["plate_control", "minmax", "none"]
 
 
-class Crops(BaseModel, frozen=True, extra="forbid"):
+class CropSettings(BaseModel, frozen=True, extra="forbid"):
     """The `crops` section: how a cell is cut out and its intensity scaled; lengths in pixels of the full image."""
 
     size: int = Field(128, ge=8, le=2048, multiple_of=2)
@@ -18,6 +18,7 @@ class Crops(BaseModel, frozen=True, extra="forbid"):
     border: Literal["zero", "reflect", "drop"] = "zero"
     normalize: Normalize = "plate_control"
     percentiles: tuple[float, float] = (0.1, 99.9)
+    mask: bool = False  # pixels outside the cell's label are 0 before anything is scaled; needs locate.labels
 
     @field_validator("percentiles")
     @classmethod
@@ -27,7 +28,7 @@ class Crops(BaseModel, frozen=True, extra="forbid"):
         return value
 
 
-class Preprocess(Crops, frozen=True):
+class Preprocess(CropSettings, frozen=True):
     """Everything that turns an image and cell centres into network input.
 
     ``normalize`` is one of

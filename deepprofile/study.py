@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from cytominer_tools.errors import InputError
 from cytominer_tools.files import locked, safe_name, sweep
-from deepprofile.preprocess import Crops, Preprocess
+from deepprofile.preprocess import CropSettings, Preprocess
 from deepprofile.references import Projection, is_url
 from deepprofile.yaml import read_yaml
 
@@ -21,7 +21,7 @@ LOCATION_TABLES = (".csv", ".csv.gz", ".parquet")
 LOCATION_DATABASES = (".sqlite", ".sqlite3", ".db")
 LOCATION_LABELS = (".tif", ".tiff", ".png")
 _WIDTH = re.compile(r"^(?:0?[<>])?(?:[1-9]\d?)?s?$")  # {site:0>2} is 01
-STAGES = ("illumination", "locations", "features", "models", "profiles", "scores")  # folders that stages write to
+STAGES = ("illumination", "locations", "crops", "models", "features", "profiles", "scores")  # folders that stages write to
 
 
 class Section(BaseModel, frozen=True, extra="forbid"):
@@ -126,12 +126,121 @@ class Locate(Section):
         return self
 
 
+class Export(Section):
+    """The `export` section: the crops that are kept for training, and how."""
+
+    depth: Literal["uint8", "original"] = "uint8"  # scaled to 0..255 as `crops` says, or counts as they are
+    compression: Literal["lz4", "none"] = "lz4"  # of each crop by itself
+    query: str | None = None  # a pandas query on index and location columns: the cells that are kept
+    treatments: str | None = None  # a file that lists the treatments that are kept
+    fraction: float | None = Field(None, gt=0, le=1)  # of the cells of each well, drawn by the seed
+    per_well: int | None = Field(None, ge=1)  # cells at most
+    per_treatment: int | None = Field(None, ge=1)
+
+
+class Augment(Section):
+    """The `train.augment` section; the ranges are those of Bornholdt 2021, section 3.2, as DeepProfiler draws them."""
+
+    crop: float = Field(0.8, gt=0, le=1)  # smallest side of the square that is cut out and resized back; 1: none
+    crop_probability: float = Field(0.5, ge=0, le=1)
+    flip: bool = True  # left to right, at p = 0.5
+    rotate: bool = True  # by 0 to 3 quarter turns
+    brightness: float = Field(0.1, ge=0, le=1)  # added to each channel, at most
+    contrast: float = Field(0.2, ge=0, lt=1)  # about each channel's mean, between 1 - this and 1 + this
+    jitter: float = Field(0.0, ge=0, lt=1)  # of each channel's intensity, a factor between 1 - this and 1 + this
+    mixup: float = Field(0.0, ge=0)  # both parameters of its beta distribution; 0: none
+
+
+class Schedule(Section):
+    """The `train.schedule` section: the learning rate by epoch, counted from 0; the kind alone will do."""
+
+    kind: Literal["constant", "step", "cosine", "plateau"] = "cosine"
+    warmup: Literal["linear", "harmonic"] = "linear"  # of cosine; harmonic is DeepProfiler's
+    warmup_epochs: int = Field(5, ge=0)
+    steps: dict[int, float] = {}  # of step: the epoch from which on a rate counts
+    patience: int = Field(5, ge=1)  # of plateau: epochs without a lower validation loss
+    factor: float = Field(0.1, gt=0, lt=1)
+    minimum: float = Field(1e-4, ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _kind_alone(cls, value: Any) -> Any:
+        return {"kind": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _steps_of_step(self) -> "Schedule":
+        if (self.kind == "step") != bool(self.steps):
+            raise ValueError("kind step and the key steps, such as {10: 0.01, 20: 0.005}, go together")
+        return self
+
+
+class Split(Section):
+    """The `train.split` section: which cells train and which validate; `by` alone will do."""
+
+    by: str = "well"  # cell, site, well, replicate, plate, batch, compound, concentration, a column, or a preset
+    fraction: float = Field(0.2, gt=0, lt=1)  # of the units of each class that validate, drawn by the seed
+    train: tuple[str, ...] = ()  # instead: the values of `by` that train
+    validation: tuple[str, ...] = ()  # and those that validate
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_alone(cls, value: Any) -> Any:
+        return {"by": value} if isinstance(value, str) else value
+
+
+class Train(Section):
+    """The `train` section: a network taught to tell treatments apart; the network is that of `profile`.
+
+    Defaults are what M. Bornholdt, *Profiling cellular states from images using deep neural networks* (master's thesis,
+    TU Munich 2021), recommends in its sections 4.7 and 5.7: EfficientNet-B0 from ImageNet, SGD at 0.02 with cosine
+    decay, batches of 64, 30 epochs, augmentation, label smoothing 0.1, L2 of 1e-4 (3.1).
+    """
+
+    name: str = Field("trained", min_length=1)  # the model is models/NAME; profile.weights takes the name
+    crops: str = "crops"  # the crop store, or a folder that DeepProfiler exported
+    label: tuple[str, ...] = ()  # the columns that together are the class; the treatment by default
+    select: str | None = None  # a pandas query: the cells that are used
+    treatments: str | None = None  # a file that lists the treatments that are used
+    min_cells: int = Field(10, ge=1)  # a class with fewer training cells is left out
+    split: Split = Split()
+    balance: Literal["class", "class_plate", "none"] = "class"
+    epoch_cells: int | None = Field(None, ge=1)  # drawn anew each epoch; median class x number of classes by default
+    epochs: int = Field(30, ge=1)
+    batch: int = Field(64, ge=1, le=65536)
+    init: str = "imagenet"  # random, imagenet, or a .keras, .h5 or .hdf5 file
+    stem: Literal["mean", "replicate", "inflate"] = "replicate"  # how ImageNet's three channels become more
+    freeze: str | None = None  # the layer up to which, from the input on, nothing is trained
+    optimizer: Literal["sgd", "adamw"] = "sgd"  # sgd: Nesterov
+    learning_rate: float = Field(0.02, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)  # of sgd
+    weight_decay: float = Field(0.0, ge=0)  # of adamw, decoupled
+    l2: float = Field(1e-4, ge=0)  # times the sum of squares of all kernels, added to the loss
+    schedule: Schedule = Schedule()
+    clip: float | None = Field(None, gt=0)  # norm of the gradient at most
+    label_smoothing: float = Field(0.1, ge=0, lt=1)
+    online_smoothing: float | None = Field(None, gt=0, lt=1)  # weight of each epoch's predictions in the next labels
+    class_weights: Literal["balanced"] | dict[str, float] | None = None
+    augment: Augment | Literal[False] = Augment()
+    precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
+    ema: float | None = Field(None, gt=0, lt=1)  # momentum of the average of the weights that is kept in their place
+    patience: int | None = Field(None, ge=1)  # epochs without a higher validation accuracy before it stops
+    checkpoint_every: int = Field(1, ge=1)  # epochs
+    score_every: int | None = Field(None, ge=1)  # epochs between profile scores
+    track: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ("tensorboard",)
+
+    @model_validator(mode="after")
+    def _optimizer_keys(self) -> "Train":
+        if self.optimizer == "sgd" and self.weight_decay:
+            raise ValueError("weight_decay belongs to adamw; with sgd use l2")
+        return self
+
+
 class ProfileModel(Section):
     """The `profile` section: the network, its weights, and the layer that becomes the features."""
 
     model: str | None = Field(None, min_length=1)  # its name in features/ and profiles/; by default network_weights
     network: str = "efficientnet_b0"
-    weights: str | None = None  # none: untrained, drawn from the seed; imagenet; or a file
+    weights: str | None = None  # none: untrained, from the seed; imagenet; a file; or the train.name of a model
     options: dict[str, Any] = {}  # passed on to the network
     layer: str = "features"
     batch: int = Field(64, ge=1, le=4096)  # cells a batch
@@ -173,7 +282,9 @@ class Study(Section):
     seed: int = Field(0, ge=0)
     illumination: Illumination = Illumination()
     locate: Locate = Locate()
-    crops: Crops = Crops()
+    crops: CropSettings = CropSettings()
+    export: Export = Export()
+    train: Train | None = None  # without the section nothing is trained
     profile: ProfileModel = ProfileModel()
     profiles: Profiles = Profiles()
     scores: Scores = Scores()
@@ -183,9 +294,10 @@ class Study(Section):
     def _empty_sections(cls, found: Any) -> Any:
         """A section with nothing in it (or only comments) keeps its defaults."""
         sections = {name for name, known in cls.model_fields.items() if isinstance(known.default, BaseModel)}
-        return (
-            {k: v for k, v in found.items() if not (v is None and k in sections)} if isinstance(found, dict) else found
-        )
+        if not isinstance(found, dict):
+            return found
+        kept = {k: v for k, v in found.items() if not (v is None and k in sections)}
+        return {**kept, "train": {}} if "train" in found and found["train"] is None else kept
 
     @model_validator(mode="after")
     def _known_channel(self) -> "Study":
@@ -245,6 +357,29 @@ class Study(Section):
     def treatment(self) -> str | None:
         """The column that names what a well was treated with."""
         return self.columns.treatment or self.columns.compound
+
+    @property
+    def label(self) -> tuple[str, ...]:
+        """The columns whose values together are the class that a network is trained to tell."""
+        named = self.train.label if self.train else ()
+        return named or ((self.treatment,) if self.treatment else ())
+
+    @property
+    def weights(self) -> str | Path | None:
+        """None, "imagenet" or the file of the weights that are profiled with."""
+        named = self.profile.weights
+        if named is None or named == "imagenet":
+            return named
+        is_file = named.endswith((".keras", ".h5", ".hdf5"))
+        return self.path(named) if is_file else self.models / safe_name(named) / "model.keras"
+
+    @property
+    def models(self) -> Path:
+        return self.root / "models"
+
+    @property
+    def crop_store(self) -> Path:
+        return self.root / "crops"
 
     @property
     def consensus(self) -> tuple[str, ...]:

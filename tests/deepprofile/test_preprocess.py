@@ -5,7 +5,7 @@ import pytest
 from pydantic import ValidationError
 
 from deepprofile.crops import interpolate_crops, slice_crops
-from deepprofile.preprocess import Crops, Preprocess
+from deepprofile.preprocess import CropSettings, Preprocess
 
 LEVELS = np.array([[100, 0], [300, 50]], "float32")
 
@@ -123,7 +123,7 @@ def test_json_brings_back_the_same_object():
 )
 def test_settings_that_are_refused(bad):
     with pytest.raises(ValidationError, match=next(iter(bad))):
-        Crops(**bad)
+        CropSettings(**bad)
 
 
 def test_settings_are_frozen_and_a_channel_is_needed():
