@@ -21,7 +21,8 @@ LOCATION_TABLES = (".csv", ".csv.gz", ".parquet")
 LOCATION_DATABASES = (".sqlite", ".sqlite3", ".db")
 LOCATION_LABELS = (".tif", ".tiff", ".png")
 _WIDTH = re.compile(r"^(?:0?[<>])?(?:[1-9]\d?)?s?$")  # {site:0>2} is 01
-STAGES = ("illumination", "locations", "crops", "models", "features", "profiles", "scores")  # folders that stages write to
+# folders that stages write to
+STAGES = ("illumination", "locations", "crops", "models", "features", "profiles", "scores")
 
 
 class Section(BaseModel, frozen=True, extra="forbid"):
