@@ -1,4 +1,6 @@
 from .checks import check_study as check_study
+from .crop_store import Crops as Crops
+from .export import export_crops as export_crops
 from .features import profile_cells as profile_cells
 from .index import load_index as load_index
 from .intensities import measure_intensities as measure_intensities
@@ -15,3 +17,4 @@ from .simulator import simulate as simulate
 from .study import Study as Study
 from .study import read_study as read_study
 from .template import init_study as init_study
+from .training import train_network as train_network

@@ -99,6 +99,27 @@ def interpolate_crops(image: np.ndarray, xy: np.ndarray, size: int, border: Bord
     return crops
 
 
+def nearest_crops(image: np.ndarray, xy: np.ndarray, size: int, border: Border = "zero") -> np.ndarray:
+    """What stands nearest to each sample of `interpolate_crops`, for values that have no mean, such as labels.
+
+    Parameters
+    ----------
+    image : array, shape (H, W)
+    xy, size, border
+        As there; outside of the image stands anything.
+
+    Returns
+    -------
+    array, shape (n, size, size), the type of `image`
+    """
+    crops = np.empty((len(xy), size, size), image.dtype)
+    for crop, (x, y) in zip(crops, np.asarray(xy, np.float64), strict=True):
+        top, bottom, down, _ = _samples(y, size, image.shape[0], border)
+        left, right, across, _ = _samples(x, size, image.shape[1], border)
+        crop[...] = image[np.ix_(np.where(down < 0.5, top, bottom), np.where(across < 0.5, left, right))]
+    return crops
+
+
 def _corners(xy: np.ndarray, size: int) -> np.ndarray:
     """Column and row of each box's first pixel; half up, since rounding half to even would depend on parity."""
     return np.floor(np.asarray(xy, np.float64).reshape(-1, 2) + 0.5).astype(np.int64) - size // 2

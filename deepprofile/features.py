@@ -5,23 +5,33 @@ import platform
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from cytominer_tools.columns import PLATE, SITE, WELL
+from cytominer_tools.columns import CELL, PLATE, SITE, WELL
 from cytominer_tools.errors import InputError
 from cytominer_tools.files import atomic_path, safe_name
-from cytominer_tools.manifest import Part, PlateTable
-from deepprofile.index import load_index, sites_by_well
-from deepprofile.intensities import plate_correction, read_levels
-from deepprofile.locations import X, Y, location_settings, plate_locations
+from cytominer_tools.manifest import PlateTable, changes
+from deepprofile.crop_source import (
+    CropSource,
+    SiteSource,
+    keep_earlier_parts,
+    lacks_site,
+    lost_cells,
+    open_source,
+    read_source,
+    site_name,
+)
+from deepprofile.index import load_index
+from deepprofile.locations import X, Y
 from deepprofile.preprocess import Preprocess
-from deepprofile.sites import image_fingerprint, site_image, site_rows
+from deepprofile.sites import site_rows
 from deepprofile.study import Study
-from deepprofile.work import Done, in_background, keep_earlier, log, map_ahead, progress, workers
+from deepprofile.work import Done, in_background, log, map_ahead, progress, workers
 
 if TYPE_CHECKING:
     import keras
@@ -71,13 +81,8 @@ class Extractor:
 
 @dataclass
 class _Plate:
-    name: str
+    source: CropSource
     table: PlateTable
-    located: PlateTable
-    sites: dict[str, pd.DataFrame]  # by well
-    levels: np.ndarray | None
-    correction: str | None = None  # digest of the illumination functions
-    image_type: np.dtype | None = None  # before the correction
     left: int = 0  # wells that are not yet made
 
 
@@ -95,14 +100,13 @@ class _Well:
 
 @dataclass
 class _Job:
-    """A site to read: the image is None, and `why` says the reason, where it is bad."""
+    """A site to read: `site` is why it cannot be used where it is bad, and None where it has no cells."""
 
     well: _Well
     row: Mapping[str, str]
     cells: pd.DataFrame
     last: bool  # of its well
-    image: np.ndarray | None = None
-    why: str = ""
+    site: SiteSource | str | None = None
 
 
 @dataclass
@@ -133,8 +137,9 @@ def profile_cells(study: Study, *, strict: bool = False) -> Done:
         plates = [_open(study, index, name, settings) for name in index[PLATE].unique()]
         todo = [well for plate in plates for well in _stale(study, plate, strict)]
         made = len(todo)
-        keep_earlier(f"the features in {study.features}", _earlier(todo), lambda row: _refusal(study, row))
-        advance(len(index) - sum(len(well.plate.sites[well.name]) for well in todo))
+        earlier = [(well.plate.source, well.plate.table, well.name) for well in todo]
+        keep_earlier_parts(study, f"the features in {study.features}", earlier)
+        advance(len(index) - sum(len(well.plate.source.sites[well.name]) for well in todo))
         images = map_ahead(lambda job: _read(study, job, strict), _jobs(todo), 2 * workers())
         # closed whatever happens: an error that a notebook keeps would keep the reading threads and their images
         with closing(in_background(_batches(images, study.preprocess, study.profile.batch, advance), 2)) as batches:
@@ -148,7 +153,7 @@ def profile_cells(study: Study, *, strict: bool = False) -> Done:
                     well.plate.table.write(well.name, well.key, _table(well, extractor.width, card), well.skipped)
                     well.plate.left -= 1
                     if not well.plate.left:
-                        well.plate.table.finish(well.plate.sites)
+                        well.plate.table.finish(well.plate.source.sites)
     parts = [part for plate in plates for part in plate.table.manifest.parts.values()]
     skipped = tuple(row for part in parts for row in part.skipped)
     rows = sum(part.rows for part in parts)
@@ -164,6 +169,9 @@ def load_extractor(study: Study) -> tuple[Extractor, dict[str, Any]]:
 
     chosen, preprocess = study.profile, study.preprocess
     weights = study.weights
+    trained = None if weights is None else trained_card(Path(weights))
+    if trained is not None:
+        require_as_trained(study, trained, str(weights))
     size = (preprocess.size, preprocess.size)
     model = build_network(
         chosen.network, channels=len(preprocess.channels), size=size, weights=weights, seed=study.seed, **chosen.options
@@ -190,7 +198,39 @@ def load_extractor(study: Study) -> tuple[Extractor, dict[str, Any]]:
         "runtime": f"keras-{keras.backend.backend()} float32",
         "versions": {"keras": keras.__version__, "python": platform.python_version()},
     }
-    return extractor, card
+    return extractor, card if trained is None else card | {"training": trained["training"]}
+
+
+def trained_card(weights: Path) -> dict[str, Any] | None:
+    """The model card that training left beside `weights`, or above the epochs; None where there is none."""
+    for folder in (weights.parent, weights.parent.parent):
+        path = folder / "card.json"
+        if weights.is_file() and path.is_file():
+            try:
+                card: dict[str, Any] = json.loads(path.read_text("utf-8"))
+            except ValueError as error:
+                raise InputError(f"{path}: not a model card; delete it to profile without one") from error
+            return card if "training" in card else None
+    return None
+
+
+def require_as_trained(study: Study, card: dict[str, Any], weights: str) -> None:
+    """Refuse to profile with other channels or crops than the network was trained on.
+
+    Raises
+    ------
+    InputError
+        It says what differs and how to mend it.
+    """
+    found, wanted = card["preprocess"], json.loads(study.preprocess.model_dump_json())
+    if found["channels"] != wanted["channels"]:
+        raise InputError(
+            f"{weights} was trained on the channels {', '.join(found['channels'])}, in this order; study.yaml has "
+            f"{', '.join(wanted['channels'])}: write `channels` in that order and with those names"
+        )
+    found, wanted = found | {"illumination": card["illumination"]}, wanted | {"illumination": study.correction}
+    if card["same_as_profiling"] and (changed := changes(found, wanted)):
+        raise InputError(f"{weights} was trained on other crops ({'; '.join(changed)}); set them as they were there")
 
 
 def feature_settings(study: Study) -> dict[str, Any]:
@@ -207,17 +247,11 @@ def plate_features(study: Study, plate: str) -> PlateTable:
 
 
 def _open(study: Study, index: pd.DataFrame, name: str, settings: dict[str, Any]) -> _Plate:
-    sites = sites_by_well(index, name)
-    located = plate_locations(study, name)
-    located.manifest.require(sites, location_settings(study), "deepprofile locate")
+    source = open_source(study, index, name)
     table = plate_features(study, name)
     for change in table.manifest.expect(settings):
         log.info("profile: plate %s: %s: it runs again", name, change)
-    levels = read_levels(study, name) if study.crops.normalize == "plate_control" else None
-    correction = plate_correction(study, name)
-    if correction is None:
-        return _Plate(name, table, located, sites, levels)
-    return _Plate(name, table, located, sites, levels, correction.digest, correction.dtype)
+    return _Plate(source, table)
 
 
 def _stale(study: Study, plate: _Plate, strict: bool) -> list[_Well]:
@@ -226,56 +260,29 @@ def _stale(study: Study, plate: _Plate, strict: bool) -> list[_Well]:
     With `strict` a well that was made without one of its sites is not current either.
     """
     todo = []
-    for well, sites in plate.sites.items():
-        levels = None if plate.levels is None else plate.levels.tolist()
-        inputs = [image_fingerprint(study, sites), plate.located.manifest.parts[well].key, levels]
-        if plate.correction is not None:
-            inputs.append(plate.correction)
-        key = plate.table.manifest.key(inputs)
+    for well in plate.source.sites:
+        key = plate.table.manifest.key(plate.source.inputs(study, well))
         current = plate.table.manifest.is_current(well, key)
-        if not current or (strict and _lacks_site(plate.table.manifest.parts[well])):
+        if not current or (strict and lacks_site(plate.table.manifest.parts[well])):
             todo.append(_Well(plate, well, key))
     plate.left = len(todo)
     if not todo:
-        plate.table.finish(plate.sites)
+        plate.table.finish(plate.source.sites)
     return todo
-
-
-def _lacks_site(part: Part) -> bool:
-    return any(not what.endswith(" cells") for what, _ in part.skipped)  # single cells are left out in good sites too
 
 
 def _jobs(todo: list[_Well]) -> Iterator[_Job]:
     while todo:  # emptied, so that the features of a well are let go of once they are written
         well = todo.pop(0)
-        cells = well.plate.located.read(well.name).to_pandas()
-        rows = site_rows(well.plate.sites[well.name])
+        cells = well.plate.source.located.read(well.name).to_pandas()
+        rows = site_rows(well.plate.source.sites[well.name])
         for row in rows:
             yield _Job(well, row, cells[cells[SITE] == row[SITE]], last=row is rows[-1])
 
 
-def _earlier(todo: list[_Well]) -> list[dict[str, str]]:
-    """The sites of the wells that have features, which are to be made again."""
-    had = [w for w in todo if w.name in w.plate.table.manifest.parts and w.plate.table.manifest.parts[w.name].rows]
-    return [row for well in had for row in site_rows(well.plate.sites[well.name])]
-
-
-def _refusal(study: Study, row: Mapping[str, str]) -> str:
-    try:
-        site_image(study, row)
-    except InputError as error:
-        return str(error)
-    return ""
-
-
 def _read(study: Study, job: _Job, strict: bool) -> _Job:
     if len(job.cells):
-        try:
-            job.image = site_image(study, job.row)
-        except InputError as error:
-            if strict:
-                raise
-            job.why = str(error)
+        job.site = read_source(study, job.row, strict=strict)
     return job
 
 
@@ -288,25 +295,22 @@ def _batches(
     rows: list[tuple[_Well, int]] = []
     ended: list[_Well] = []
     for job in jobs:
-        well, what = job.well, f"{job.well.plate.name} {job.well.name} site {job.row[SITE]}"
-        if job.why:
-            well.skipped.append((what, job.why))
-        if job.image is not None:
-            xy = job.cells[[X, Y]].to_numpy()
-            kept = preprocess.keep(xy, job.image.shape)
-            if lost := int((~kept).sum()):
-                why = "their box leaves the image" if preprocess.border == "drop" else "their centre is off the image"
-                well.skipped.append((f"{what}: {lost} of {len(kept)} cells", why))
+        well, source = job.well, job.well.plate.source
+        if isinstance(job.site, str):
+            well.skipped.append((site_name(job.row), job.site))
+        elif job.site is not None:
+            site = job.site
+            xy, numbers = job.cells[[X, Y]].to_numpy(), job.cells[CELL].to_numpy()
+            kept = preprocess.keep(xy, site.image.shape)
+            well.skipped += lost_cells(preprocess, site_name(job.row), kept)
             well.cells.append(job.cells[kept])
-            xy = xy[kept]
+            xy, numbers = xy[kept], numbers[kept]
             while len(xy):
                 n = min(len(xy), size - filled)
-                cut = preprocess.cut(job.image, xy[:n])
-                crops[filled : filled + n] = preprocess.scale(
-                    cut, well.plate.levels, well.plate.image_type or job.image.dtype
-                )
+                cut = site.cut(preprocess, xy[:n], numbers[:n])
+                crops[filled : filled + n] = preprocess.scale(cut, source.levels, source.image_type(site.image))
                 rows.append((well, n))
-                xy, filled = xy[n:], filled + n
+                xy, numbers, filled = xy[n:], numbers[n:], filled + n
                 if filled == size:
                     yield _Batch(crops, rows, ended)
                     crops, filled, rows, ended = np.zeros(shape, np.float32), 0, [], []
@@ -321,7 +325,7 @@ def _table(well: _Well, width: int, card: dict[str, Any]) -> pa.Table:
     features = np.concatenate([np.empty((0, width), np.float32), *well.features])
     if bad := int((~np.isfinite(features)).any(axis=1).sum()):
         raise InputError(
-            f"{well.plate.name} {well.name}: {bad} cells have features that are not finite; check the weights"
+            f"{well.plate.source.plate} {well.name}: {bad} cells have features that are not finite; check the weights"
         )
     values = pa.FixedSizeListArray.from_arrays(pa.array(features.ravel()), width)
     keys = pd.concat(well.cells, ignore_index=True) if well.cells else pd.DataFrame({PLATE: [], WELL: [], SITE: []})

@@ -5,7 +5,7 @@ import inspect
 import math
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -40,7 +40,7 @@ def build_network(
         None: untrained, see `initialize`. "imagenet": where the network offers it. A file: .keras, .weights.h5 or a
         legacy .h5 / .hdf5.
     seed : int
-        Of the untrained weights.
+        Of the untrained weights, and of a head that `weights` does not fill.
     **options
         Of that network.
 
@@ -55,18 +55,15 @@ def build_network(
         Unknown name or option, or weights that cannot be had or do not fit.
     """
     build = load(GROUP, name)
-    if weights == "imagenet":
-        if "weights" not in inspect.signature(build).parameters:
-            raise InputError(f"{name} has no ImageNet weights; set profile.weights to a file, or leave it out")
-        options["weights"] = "imagenet"
     try:
         inspect.signature(build).bind(channels=channels, size=size, classes=classes, **options)
     except TypeError as error:
         raise InputError(f"{name}: {error}; `deepprofile models` lists its options") from None
     model = build(channels=channels, size=size, classes=classes, **options)
-    if weights is None:
-        initialize(model, seed)
-    elif weights != "imagenet":
+    initialize(model, seed)  # before weights too: they may lack a head of these classes
+    if weights == "imagenet":
+        load_imagenet(model, name)
+    elif weights is not None:
         load_weights(model, Path(weights))
     return model
 
@@ -86,11 +83,34 @@ def initialize(model: keras.Model, seed: int) -> None:
                 variable.assign(rng.normal(0, math.sqrt(2 / fan), variable.shape).astype("float32"))
 
 
+def load_imagenet(
+    model: keras.Model,
+    name: str,
+    stem: Literal["replicate", "inflate"] = "inflate",
+    mend: str = "set profile.weights to a file, or leave it out",
+) -> None:
+    """Fill `model`, but for its head, with the ImageNet weights of the network `name`; `stem` as that network has it.
+
+    Raises
+    ------
+    InputError
+        It has none, or they cannot be had; `mend` ends the message.
+    """
+    fill = getattr(load(GROUP, name), "imagenet", None)
+    if fill is None:
+        raise InputError(f"{name} has no ImageNet weights; {mend}")
+    try:
+        fill(model, stem=stem)
+    except InputError as error:
+        raise InputError(f"{error}, or {mend}") from error.__cause__
+
+
 def load_weights(model: keras.Model, path: Path) -> None:
     """Fill `model` from a file; nothing in the file is executed.
 
-    A .keras file and a legacy .h5 or .hdf5 file are matched by layer name, a .weights.h5 file by structure. Every
-    layer but a head named `logits` must be found with its shape.
+    A .keras file and a legacy .h5 or .hdf5 file (DeepProfiler's among them) are matched by layer name, a .weights.h5
+    file by structure. Every layer but a head named `logits` must be found with its shape. The head of another number of
+    classes stays as it is, and so does any other that is not called `logits`, such as DeepProfiler's ClassProb.
 
     Raises
     ------
@@ -126,21 +146,14 @@ def weights_hash(model: keras.Model) -> str:
 
 
 def _copy_by_name(model: keras.Model, donor: keras.Model, path: Path) -> None:
-    theirs = {layer.name: layer for layer in donor.layers}
-    lacking = []
+    theirs = {layer.name: layer.get_weights() for layer in donor.layers}
+    _require_fit(model, {name: [v.shape for v in values] for name, values in theirs.items()}, path)
     for layer in model.layers:
-        if not layer.weights:
-            continue
-        values = theirs[layer.name].get_weights() if layer.name in theirs else []
-        if [v.shape for v in values] == [tuple(w.shape) for w in layer.weights]:
+        values = theirs.get(layer.name, [])
+        if layer.weights and [v.shape for v in values] == _shapes(layer):
             layer.set_weights(values)
-        elif layer.name != "logits":
-            lacking.append(layer.name)
-    if lacking:
-        raise InputError(
-            f"{path}: {len(lacking)} layer(s) of {model.name} are absent from it or differ in shape, first "
-            f"{lacking[0]!r}; check profile.network, its options and the number of channels"
-        )
+            if isinstance(layer, keras.layers.Normalization):
+                layer.finalize_state()
 
 
 def _load_legacy(model: keras.Model, path: Path) -> None:
@@ -149,11 +162,36 @@ def _load_legacy(model: keras.Model, path: Path) -> None:
     with h5py.File(path, "r") as file:
         _refuse_links(file, path)
         group = file.get("model_weights", file)
-        known = {name.decode() if isinstance(name, bytes) else name for name in group.attrs["layer_names"]}
-    needed = [layer.name for layer in model.layers if layer.trainable_weights and layer.name != "logits"]
-    if lacking := [name for name in needed if name not in known]:
-        raise InputError(f"{path}: it lacks {len(lacking)} layer(s) of {model.name}, first {lacking[0]!r}")
+        theirs = {
+            _text(name): [group[_text(name)][_text(w)].shape for w in group[_text(name)].attrs["weight_names"]]
+            for name in group.attrs["layer_names"]
+        }
+    # DeepProfiler's files have no normalization of the input, and ours does nothing unless it is filled
+    fixed = {layer.name: _shapes(layer) for layer in model.layers if isinstance(layer, keras.layers.Normalization)}
+    _require_fit(model, fixed | theirs, path)
     _load(model, path, by_name=True)
+
+
+def _require_fit(model: keras.Model, theirs: dict[str, list[tuple[int, ...]]], path: Path) -> None:
+    """Refuse weights of other shapes, `theirs` by layer name, than the layers of `model` before its head have."""
+    ours = {layer.name: _shapes(layer) for layer in model.layers if layer.weights and layer.name != "logits"}
+    unfit = [name for name, shapes in ours.items() if theirs.get(name) != shapes]
+    if unfit:
+        first = unfit[0]
+        there = ", ".join(map(str, theirs.get(first, []))) or "nothing"
+        raise InputError(
+            f"{path}: {len(unfit)} layer(s) of {model.name} are absent from it or differ in shape, first {first!r}; "
+            f"it has {there} there, {', '.join(map(str, ours[first]))} here; check profile.network, its options and "
+            "the number of channels"
+        )
+
+
+def _shapes(layer: keras.layers.Layer) -> list[tuple[int, ...]]:
+    return [tuple(weight.shape) for weight in layer.weights]
+
+
+def _text(name: str | bytes) -> str:
+    return name.decode() if isinstance(name, bytes) else name
 
 
 def _refuse_links(group: Any, path: Path) -> None:

@@ -27,6 +27,13 @@ def run_study(study: Study, *, strict: bool = False) -> Iterator[Done]:
         if study.crops.normalize == "plate_control" or light.method != "none" or light.qc:
             yield measure_intensities(study, strict=strict)
         yield locate_cells(study, strict=strict)
+        if study.train is not None:
+            from deepprofile.export import export_crops
+            from deepprofile.training import train_network
+
+            if study.path(study.train.crops) == study.crop_store:
+                yield export_crops(study, strict=strict)
+            yield train_network(study)
         twins = [study.untrained, study] if study.untrained else [study]
         for twin in twins:
             yield profile_cells(twin, strict=strict)

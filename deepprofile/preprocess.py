@@ -5,7 +5,7 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, Field, field_validator
 
-from deepprofile.crops import inside, interpolate_crops, slice_crops
+from deepprofile.crops import inside, interpolate_crops, nearest_crops, slice_crops
 
 Normalize = Literal["plate_control", "minmax", "none"]
 
@@ -51,13 +51,36 @@ class Preprocess(CropSettings, frozen=True):
             return inside(xy, self.size, shape)
         return np.all((xy >= -0.5) & (xy < np.array([shape[1], shape[0]]) - 0.5), axis=1)
 
-    def cut(self, image: np.ndarray, xy: np.ndarray) -> np.ndarray:
+    def cut(
+        self, image: np.ndarray, xy: np.ndarray, labels: np.ndarray | None = None, own: np.ndarray | None = None
+    ) -> np.ndarray:
         """Crops in counts.
 
-        image : (H, W, C) with the channels of this object; xy : (n, 2) column and row, px.
-        Returns (n, size, size, C), the image's type, or float32 where ``mode="interpolate"``.
+        Parameters
+        ----------
+        image : array, shape (H, W, C)
+            With the channels of this object.
+        xy : float array, shape (n, 2)
+            Column and row of each centre, px.
+        labels : int array, shape (H, W), and own : int array, shape (n,)
+            For ``mask``: the label of each pixel and of each cell. Pixels of another label are 0; of interpolated
+            crops those nearest to which another label stands.
+
+        Returns
+        -------
+        array, shape (n, size, size, C)
+            The image's type, or float32 where ``mode="interpolate"``.
         """
-        return (slice_crops if self.mode == "slice" else interpolate_crops)(image, xy, self.size, self.border)
+        crops = (slice_crops if self.mode == "slice" else interpolate_crops)(image, xy, self.size, self.border)
+        if self.mask:
+            assert labels is not None, "mask needs the labels"
+            assert own is not None, "mask needs the label of each cell"
+            if self.mode == "slice":
+                near = slice_crops(labels[..., None], xy, self.size, self.border)[..., 0]
+            else:
+                near = nearest_crops(labels, xy, self.size, self.border)
+            crops[near != own[:, None, None]] = 0
+        return crops
 
     def scale(self, crops: np.ndarray, levels: np.ndarray | None, image_type: np.dtype) -> np.ndarray:
         """Network input from crops in counts.

@@ -208,8 +208,8 @@ class Train(Section):
     epoch_cells: int | None = Field(None, ge=1)  # drawn anew each epoch; median class x number of classes by default
     epochs: int = Field(30, ge=1)
     batch: int = Field(64, ge=1, le=65536)
-    init: str = "imagenet"  # random, imagenet, or a .keras, .h5 or .hdf5 file
-    stem: Literal["mean", "replicate", "inflate"] = "replicate"  # how ImageNet's three channels become more
+    init: str = "imagenet"  # random, imagenet, or a .keras, .weights.h5, .h5 or .hdf5 file
+    stem: Literal["replicate", "inflate"] = "replicate"  # how ImageNet's three channels become more
     freeze: str | None = None  # the layer up to which, from the input on, nothing is trained
     optimizer: Literal["sgd", "adamw"] = "sgd"  # sgd: Nesterov
     learning_rate: float = Field(0.02, gt=0)

@@ -158,7 +158,7 @@ def _no_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _stage(name: str, module: str, function: str, doc: str) -> None:
-    reads_images = module in ("intensities", "locations", "features")
+    reads_images = module in ("intensities", "locations", "export", "features")
 
     @main.command(name, help=doc)
     @(_preview_option if name == "locate" else _no_option)
@@ -174,7 +174,7 @@ def _stage(name: str, module: str, function: str, doc: str) -> None:
             click.echo(json.dumps({"preview": path}) if as_json else f"{path}: look at it; no cells were written")
             return
         settings = {"strict": strict} if reads_images else {}
-        with _quiet_keras() if module == "features" else _nothing():
+        with _quiet_keras() if module in ("features", "training") else _nothing():
             run = getattr(import_module(f"deepprofile.{module}"), function)
         _report([run(_study(study), **settings)], as_json)
 
@@ -200,6 +200,8 @@ for _name, _module, _function, _doc in (
         "Measure each plate's range of intensities and its uneven light.",
     ),
     ("locate", "locations", "locate_cells", "Find the cells."),
+    ("export", "export", "export_crops", "Cut the cells out and keep them for training."),
+    ("train", "training", "train_network", "Train a network to tell treatments apart."),
     ("profile", "features", "profile_cells", "Turn each cell into features by a network."),
     ("aggregate", "profiles", "aggregate_wells", "Make well profiles of single cells."),
     ("spherize", "profiles", "spherize_wells", "Spherize the wells by the controls."),

@@ -12,14 +12,10 @@ from cytominer_tools.errors import InputError
 _MEAN, _SD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 
 
-def build_b0(
-    *,
-    channels: int,
-    size: tuple[int, int],
-    classes: int | None = None,
-    weights: Literal["imagenet"] | None = None,
-) -> keras.Model:
+def build_b0(*, channels: int, size: tuple[int, int], classes: int | None = None) -> keras.Model:
     """EfficientNet-B0; layer names are those of keras.applications (stem_conv ... top_activation).
+
+    They are DeepProfiler's too, but for `features` and `logits`, its pool5 and ClassProb: its Cell Painting CNN fits.
 
     Parameters
     ----------
@@ -27,9 +23,6 @@ def build_b0(
     size : (height, width) of a crop, px; at least 32.
     classes : int, optional
         Without it the model ends in its features.
-    weights : "imagenet" or None
-        With "imagenet" and other than three channels the stem's kernel is the mean over red, green and blue, times
-        3 / channels, so that equal channels give the activations of a grey picture; every other layer is copied.
 
     Returns
     -------
@@ -39,44 +32,69 @@ def build_b0(
     Raises
     ------
     InputError
-        Smaller than 32 px, or the ImageNet weights are not on this machine and cannot be downloaded.
+        Smaller than 32 px.
     """
     if min(size) < 32:
         raise InputError(
             f"efficientnet_b0 needs crops of at least 32 x 32 px, got {size[0]} x {size[1]}; set crops.size"
         )
     inputs = keras.Input((*size, channels), name="crops")
-    scale, offset = np.full(channels, 255.0), np.zeros(channels)  # what keras.applications expects: 0 to 255
-    if weights == "imagenet":
-        mean, sd = (_MEAN, _SD) if channels == 3 else (np.full(channels, _MEAN.mean()), np.full(channels, _SD.mean()))
-        scale, offset = 255 / sd, -255 * mean / sd
-    x = layers.Rescaling(scale.tolist(), offset.tolist(), name="to_network_range")(inputs)
+    # keras.applications divides by 255 again, and normalizes by weights that do nothing unless they are ImageNet's
+    x = layers.Rescaling(255.0, name="to_network_range")(inputs)
     base = keras.applications.EfficientNetB0(include_top=False, weights=None, input_tensor=x)
-    if weights == "imagenet":
-        _copy_imagenet(base, channels, size)
+    for layer in base.layers:
+        if layer.name.startswith(("rescaling", "normalization")):
+            layer.name = layer.name.split("_")[0]  # not normalization_1 in the second network of a process
     x = layers.GlobalAveragePooling2D(dtype="float32", name="features")(base.output)
     if classes is not None:
         x = layers.Dense(classes, dtype="float32", name="logits")(x)
     return keras.Model(inputs, x, name="efficientnet_b0")
 
 
-build_b0.feature_layers = ("features", "block6a_activation", "top_activation")  # type: ignore[attr-defined]
-build_b0.source = "keras.applications; arXiv:1905.11946"  # type: ignore[attr-defined]
-build_b0.licence = "Apache-2.0"  # type: ignore[attr-defined]
+def load_imagenet(model: keras.Model, stem: Literal["replicate", "inflate"]) -> None:
+    """Give every layer of `model` but `logits` the weights of keras.applications, and its input ImageNet's statistics.
 
+    Three channels are red, green and blue. Of any other number
 
-def _copy_imagenet(base: keras.Model, channels: int, size: tuple[int, int]) -> None:
+    - "replicate": channel i has the kernel and the statistics of colour i mod 3, as DeepProfiler has it; channels that
+      share a colour also share its kernel (DeepProfiler lets each have the whole),
+    - "inflate": every channel has the mean kernel, times 3 / channels, and the mean of the statistics.
+
+    With at least three channels, equal ones give the activations of a grey picture: exactly those with "replicate",
+    those of a picture normalized by one mean and deviation with "inflate".
+
+    Raises
+    ------
+    InputError
+        The weights are not on this machine and cannot be downloaded.
+    """
+    *size, channels = model.input_shape[1:]
     try:
         donor = keras.applications.EfficientNetB0(include_top=False, weights="imagenet", input_shape=(*size, 3))
     except Exception as error:  # the downloader raises a bare Exception
         raise InputError(
             f"ImageNet weights of EfficientNet-B0: {str(error).splitlines()[0]}; put efficientnetb0_notop.h5 of "
-            "keras.applications in ~/.keras/models, or give profile.weights a file"
+            "keras.applications in ~/.keras/models"
         ) from error
-    for layer in base.layers:
-        # the donor's normalisation is in to_network_range
-        if layer.weights and not isinstance(layer, layers.Normalization):
-            values = donor.get_layer(layer.name).get_weights()
-            if layer.name == "stem_conv" and channels != 3:
-                values = [np.repeat(values[0].mean(axis=2, keepdims=True) * 3 / channels, channels, axis=2)]
-            layer.set_weights(values)
+    kernel = donor.get_layer("stem_conv").get_weights()[0]
+    mean, sd = _MEAN, _SD
+    if channels != 3 and stem == "inflate":
+        kernel = np.repeat(kernel.mean(axis=2, keepdims=True) * 3 / channels, channels, axis=2)
+        mean, sd = np.full(channels, mean.mean()), np.full(channels, sd.mean())
+    elif channels != 3:
+        colour = np.arange(channels) % 3
+        sharing = np.bincount(colour)[colour]
+        kernel = kernel[:, :, colour] / sharing[:, None] * 3 / min(channels, 3)
+        mean, sd = mean[colour], sd[colour]
+    for layer in model.layers:
+        if layer.weights and layer.name not in ("normalization", "logits"):
+            layer.set_weights([kernel] if layer.name == "stem_conv" else donor.get_layer(layer.name).get_weights())
+    normalization = model.get_layer("normalization")
+    normalization.set_weights([mean, sd**2, np.array(0)])
+    normalization.finalize_state()
+
+
+build_b0.feature_layers = ("features", "block6a_activation", "top_activation")  # type: ignore[attr-defined]
+build_b0.source = "keras.applications; arXiv:1905.11946"  # type: ignore[attr-defined]
+build_b0.licence = "Apache-2.0"  # type: ignore[attr-defined]
+build_b0.imagenet = load_imagenet  # type: ignore[attr-defined]

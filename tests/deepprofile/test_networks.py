@@ -121,12 +121,12 @@ def test_a_head_of_other_classes_is_left_untrained(tmp_path, name):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("a.keras", r"1 layer\(s\) of small_cnn are absent .* first 'block1_conv'; .*number of channels"),
+        ("a.keras", r"first 'block1_conv'; it has \(3, 3, 5, 4\) there, \(3, 3, 2, 4\) here; .*number of channels"),
         (
             "a.weights.h5",
             r"does not fit small_cnn: .*block1_conv.*\(3, 3, 5, 4\).*; check profile\.network and channels",
         ),
-        ("a.h5", r"does not fit small_cnn: .*; check profile\.network and channels"),
+        ("a.h5", r"first 'block1_conv'; it has \(3, 3, 5, 4\) there, \(3, 3, 2, 4\) here; .*number of channels"),
     ],
 )
 def test_other_channels_do_not_fit(tmp_path, name, words):

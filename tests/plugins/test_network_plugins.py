@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cytominer_tools.errors import InputError
-from deepprofile.networks import GROUP, build_network, weights_hash
+from deepprofile.networks import GROUP, build_network, load_imagenet, weights_hash
 from deepprofile.registry import load, names
 
 # of keras.Model.save
@@ -46,6 +46,8 @@ def test_without_classes_it_ends_in_its_features(network):
     assert model.layers[-1].name == "features"
     assert features.shape[1] == with_head.get_layer("features").output.shape[-1]
     assert np.ptp(features, axis=0).max() > 0  # different crops, different features
+    # names do not count the networks of this process: weights are matched by them
+    assert [layer.name for layer in model.layers] == [layer.name for layer in with_head.layers[:-1]]
 
 
 def test_layers_that_make_features_exist(network):
@@ -129,12 +131,54 @@ def theirs(downloaded):
     return keras.applications.EfficientNetB0(include_top=False, weights="imagenet", input_shape=(SIDE, SIDE, 3))
 
 
-def test_three_channels_are_those_of_keras(theirs):
-    ours = build_network("efficientnet_b0", channels=3, size=(SIDE, SIDE), weights="imagenet")
+def with_stem(channels, stem):
+    model = build_network("efficientnet_b0", channels=channels, size=(SIDE, SIDE))
+    load_imagenet(model, "efficientnet_b0", stem)
+    return model
+
+
+@pytest.mark.parametrize("stem", ["inflate", "replicate"])
+def test_three_channels_are_those_of_keras(theirs, stem):
+    ours = with_stem(3, stem)
     x = crops(2, channels=3)
     expected = np.asarray(theirs(255 * x)).mean(axis=(1, 2))
     assert expected.std() > 0.01
     np.testing.assert_allclose(np.asarray(ours(x)), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_five_equal_channels_with_a_replicated_stem_are_a_grey_picture_of_keras(theirs):
+    grey = crops(2, channels=1)
+    expected = np.asarray(theirs(255 * np.repeat(grey, 3, axis=3))).mean(axis=(1, 2))
+    ours = with_stem(5, "replicate")
+    np.testing.assert_allclose(np.asarray(ours(np.repeat(grey, 5, axis=3))), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("channels", "colours", "shares"),
+    [
+        (1, [0], [3]),
+        (2, [0, 1], [1.5, 1.5]),
+        (4, [0, 1, 2, 0], [0.5, 1, 1, 0.5]),
+        (5, [0, 1, 2, 0, 1], [0.5, 0.5, 1, 0.5, 0.5]),
+    ],
+)
+def test_channels_take_turns_at_the_colours_and_share_them(theirs, channels, colours, shares):
+    kernel = theirs.get_layer("stem_conv").get_weights()[0]
+    ours = with_stem(channels, "replicate")
+    expected = np.stack([share * kernel[:, :, colour] for colour, share in zip(colours, shares, strict=True)], axis=2)
+    np.testing.assert_allclose(ours.get_layer("stem_conv").get_weights()[0], expected, rtol=1e-6)
+    mean, variance, _ = ours.get_layer("normalization").get_weights()
+    np.testing.assert_allclose(mean, np.array([0.485, 0.456, 0.406])[colours], rtol=1e-6)
+    np.testing.assert_allclose(np.sqrt(variance), np.array([0.229, 0.224, 0.225])[colours], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["a.keras", "a.weights.h5"])
+def test_the_statistics_of_the_input_go_with_the_weights(downloaded, tmp_path, name):
+    model = with_stem(5, "replicate")
+    {"a.keras": model.save, "a.weights.h5": model.save_weights}[name](tmp_path / name)
+    again = build_network("efficientnet_b0", channels=5, size=(SIDE, SIDE), weights=tmp_path / name)
+    np.testing.assert_array_equal(np.asarray(again(crops(2))), np.asarray(model(crops(2))))
+    assert weights_hash(again) == weights_hash(model)
 
 
 def test_five_equal_channels_are_a_grey_picture(theirs):
@@ -163,7 +207,7 @@ def test_a_failed_download_says_what_to_do(monkeypatch):
     with pytest.raises(InputError, match=r"ImageNet weights of EfficientNet-B0: URL fetch failure.*: 403") as told:
         build_network("efficientnet_b0", channels=5, size=(SIDE, SIDE), weights="imagenet")
     assert "put efficientnetb0_notop.h5 of keras.applications in ~/.keras/models" in str(told.value)
-    assert "or give profile.weights a file" in str(told.value)
+    assert str(told.value).endswith("in ~/.keras/models, or set profile.weights to a file, or leave it out")
 
 
 def test_a_crop_too_small_is_refused():

@@ -1,0 +1,411 @@
+"""The crop store: an Arrow file a well and a table a plate that says where in it each crop lies; docs/crop-store.md."""
+
+import json
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import imagecodecs
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cytominer_tools.columns import CELL, PLATE, SITE, WELL, metadata_columns
+from cytominer_tools.errors import InputError
+from cytominer_tools.files import atomic_path, safe_name
+from cytominer_tools.manifest import PlateTable, digest
+from cytominer_tools.tables import write_parquet
+from deepprofile.preprocess import Preprocess
+
+if TYPE_CHECKING:
+    from deepprofile.deepprofiler_crops import DeepProfilerCrops
+
+STAGE = "crops"
+FORMAT_VERSION = 1
+ABOUT = b"deepprofile.crops"  # JSON in the schema metadata of every file of the store
+SITES = "sites.parquet"
+MEND = "run `deepprofile export` again"
+# columns beside those of the cells
+CROP, FILE, OFFSET, LENGTH, IMAGE_TYPE = "crop", "file", "offset", "length", "image_type"
+_KEY = "key"  # of a well's part, in SITES
+_OPEN = 128  # files at once; a store may have a hundred thousand, a process on macOS may open 256
+
+
+class Crops:
+    """The crops of a store, read by row number; any number of threads may read at once.
+
+    Parameters
+    ----------
+    path : str or Path
+        The folder `crops` of a study.
+
+    Attributes
+    ----------
+    table : DataFrame, a row per crop
+        Plate, well, site (text), cell, centre (px), the other columns of the locations, and the ``Metadata_`` columns
+        of the index. Plates in the order of the index, wells sorted, sites in the order of the index, cells as located.
+    channels : tuple of str
+        Their order is that of the last axis.
+    preprocess : Preprocess
+        What the crops were cut by, and with depth uint8 scaled by.
+    illumination : dict or None
+        The correction of the images they were cut from.
+    shape : (H, W, C)
+    dtype : numpy dtype
+        uint8, uint16 or float32.
+    same_as_profiling : bool
+        True: what `network_input` gives is what profiling gives the network under the same settings.
+    scaled : bool
+        True with depth uint8: 0 to 255 stand for 0 to 1 of the network's input. False where the values are counts.
+    key : str
+        Changes whenever a crop may have changed.
+
+    Raises
+    ------
+    InputError
+        There is no store, or it is empty, of another format version, not finished, or one of its tables is damaged.
+    """
+
+    same_as_profiling = True
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        sites = _read_sites(self.path)
+        wells = sites.drop_duplicates([PLATE, WELL])
+        tables: list[pa.Table] = []
+        levels: list[np.ndarray | None] = []
+        self._names: list[str] = []  # file names, relative to the store
+        number, plate_of = [], []
+        about: dict[str, Any] = {}
+        for plate, group in wells.groupby(PLATE, sort=False):
+            table = _read_plate(self.path, str(plate), dict(zip(group[WELL], group[_KEY], strict=True)))
+            if not len(table):
+                continue
+            about = json.loads(table.schema.metadata[ABOUT])
+            found = table[FILE].combine_chunks().dictionary_encode()
+            number.append(found.indices.to_numpy() + len(self._names))
+            self._names += [f"{safe_name(str(plate))}/{name}" for name in found.dictionary.to_pylist()]
+            plate_of.append(np.full(len(table), len(levels), np.int32))
+            levels.append(None if about["levels"] is None else np.asarray(about["levels"], np.float32))
+            tables.append(table.replace_schema_metadata())
+        if not tables:
+            raise InputError(f"{self.path}: the store holds no crops; look at `export` in study.yaml and at locations")
+        cells = pa.concat_tables(tables, promote_options="default")
+        types = cells[IMAGE_TYPE].combine_chunks().dictionary_encode()
+        self._types = [np.dtype(name) for name in types.dictionary.to_pylist()]
+        self._type_of = types.indices.to_numpy()
+        self._levels, self._plate_of = levels, np.concatenate(plate_of)
+        self._file_of = np.concatenate(number).astype(np.int32)
+        self._offset, self._length = cells[OFFSET].to_numpy(), cells[LENGTH].to_numpy()
+        self._files = _Files(self.path)
+        self._rows = np.arange(len(cells))
+        self.table = with_metadata(
+            cells.drop_columns([FILE, OFFSET, LENGTH, IMAGE_TYPE]).to_pandas(), sites.drop(columns=_KEY)
+        )
+        self.preprocess = Preprocess.model_validate(about["preprocess"])
+        self.channels = self.preprocess.channels
+        self.illumination: dict[str, Any] | None = about["illumination"]
+        self.shape = (self.preprocess.size, self.preprocess.size, len(self.channels))
+        self.scaled = about["depth"] == "uint8"
+        self.compression: str = about["compression"]
+        self.dtype = self._one_dtype()
+        self.key = digest(wells[[PLATE, WELL, _KEY]].to_numpy().tolist())
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __repr__(self) -> str:
+        size = " x ".join(map(str, self.shape))
+        wells = self.table[[PLATE, WELL]].drop_duplicates()
+        return (
+            f"Crops({str(self.path)!r}): {len(self):,} crops of {size} {self.dtype} ({', '.join(self.channels)}), "
+            f"{len(wells):,} wells of {wells[PLATE].nunique()} plate(s), compression {self.compression}"
+        )
+
+    def __getitem__(self, rows: int | slice | Sequence[int] | np.ndarray) -> np.ndarray:
+        """The crops of `rows`, in that order, (n, H, W, C) of `dtype`; whatever indexes an array of row numbers does.
+
+        Raises
+        ------
+        InputError
+            A file is missing, truncated or damaged; the message names it.
+        """
+        chosen = self._rows[rows]
+        out = np.empty((chosen.size, *self.shape), self.dtype)
+        wanted = chosen.reshape(-1)
+        for i in np.lexsort((self._offset[wanted], self._file_of[wanted])):  # each file is opened once, read forward
+            self._fill(out[i], wanted[i])
+        return out.reshape(*chosen.shape, *self.shape)
+
+    def network_input(self, rows: slice | Sequence[int] | np.ndarray) -> np.ndarray:
+        """What profiling gives the network for `rows`: float32, (n, H, W, C).
+
+        With depth ``original`` bit for bit; with ``uint8`` the eighth bit away, at most 0.5 / 255.
+        """
+        crops = self[rows]
+        if self.scaled:
+            return np.divide(crops, np.float32(255), dtype=np.float32)
+        wanted = self._rows[rows]
+        kind = self._plate_of[wanted] * len(self._types) + self._type_of[wanted]
+        out = np.empty(crops.shape, np.float32)
+        for one in np.unique(kind):
+            plate, image_type = divmod(int(one), len(self._types))
+            mine = kind == one
+            out[mine] = self.preprocess.scale(crops[mine], self._levels[plate], self._types[image_type])
+        return out
+
+    def _one_dtype(self) -> np.dtype:
+        found = {crop_type(self.preprocess, self.scaled, self.illumination is not None, one) for one in self._types}
+        if len(found) > 1:
+            raise InputError(f"{self.path}: {mixed_types(found)}")
+        return found.pop()
+
+    def _fill(self, out: np.ndarray, row: int) -> None:
+        file, start, length = self._file_of[row], int(self._offset[row]), int(self._length[row])
+        if self.compression == "none":
+            if self._files.read_into(self._names[file], start, out) != length:
+                raise self._damaged(row, "is truncated")
+            return
+        frame = np.empty(length, np.uint8)
+        if self._files.read_into(self._names[file], start, frame) != length:
+            raise self._damaged(row, "is truncated")
+        try:
+            size = imagecodecs.blosc_decode(frame, out=out.reshape(-1).view(np.uint8)).nbytes
+        except (imagecodecs.BloscError, ValueError) as error:
+            raise self._damaged(row, "does not decode") from error
+        if size != out.nbytes:
+            raise self._damaged(row, f"decodes to {size} bytes instead of {out.nbytes}")
+
+    def _damaged(self, row: int, what: str) -> InputError:
+        where = " ".join(str(self.table[name].iat[row]) for name in (PLATE, WELL, SITE, CELL))
+        path = self.path / self._names[self._file_of[row]]
+        return InputError(f"{path}: {what}, at the crop of {where}; delete the file and {MEND}")
+
+
+def open_crops(path: str | Path, channels: tuple[str, ...]) -> "Crops | DeepProfilerCrops":
+    """The crops in the folder `path`: our own store, or single cells that DeepProfiler exported (sc-metadata.csv).
+
+    DeepProfiler's files do not name their `channels`, so that they are taken to be these.
+    """
+    if (Path(path) / "sc-metadata.csv").is_file():
+        from deepprofile.deepprofiler_crops import DeepProfilerCrops
+
+        return DeepProfilerCrops(path, channels)
+    return Crops(path)
+
+
+class _Files:
+    """The last few files that were read, kept open; one that another thread still reads is closed when it is done."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.open: OrderedDict[str, _File] = OrderedDict()
+        self.lock = threading.Lock()
+
+    def read_into(self, name: str, start: int, out: np.ndarray) -> int:
+        """Fill `out` from byte `start` on; how many bytes there were."""
+        with self.lock:
+            file = self.open.pop(name, None) or _File(self.folder / name)
+            self.open[name] = file
+            if len(self.open) > _OPEN:
+                self.open.popitem(last=False)
+        return file.read_into(start, out)
+
+
+class _File:
+    """A file that any number of threads may read at once; closed when nobody holds it."""
+
+    def __init__(self, path: Path):
+        self.number = -1
+        try:
+            self.number = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        except FileNotFoundError:
+            raise InputError(f"{path}: no such file, but the store has crops in it; {MEND}") from None
+
+    def __del__(self) -> None:
+        if self.number >= 0:
+            os.close(self.number)
+
+    def read_into(self, start: int, out: np.ndarray) -> int:
+        view, done = memoryview(out).cast("B"), 0
+        while done < len(view) and (n := os.preadv(self.number, [view[done:]], start + done)):
+            done += n
+        return done
+
+
+def crop_type(preprocess: Preprocess, scaled: bool, corrected: bool, image_type: np.dtype) -> np.dtype:
+    """The type of the crops that are cut from images of `image_type`."""
+    if scaled:
+        return np.dtype(np.uint8)
+    return np.dtype(np.float32) if corrected or preprocess.mode == "interpolate" else image_type
+
+
+def mixed_types(found: Iterable[np.dtype]) -> str:
+    """Why crops of several types cannot stand in one store."""
+    types = " and ".join(sorted(map(str, found)))
+    return (
+        f"the images are of several types, {types}; with export.depth original they must be of one: set it to uint8, "
+        "or convert the images"
+    )
+
+
+def with_metadata(cells: pd.DataFrame, sites: pd.DataFrame) -> pd.DataFrame:
+    """`cells` with the ``Metadata_`` columns of their site; a column that both have is the cells'."""
+    key = [PLATE, WELL, SITE]
+    more = [name for name in metadata_columns(sites) if name in key or name not in cells]
+    return cells.merge(sites[more], on=key, how="left", validate="m:1")
+
+
+def plate_crops(folder: Path, plate: str) -> PlateTable:
+    """The table of one plate in the store at `folder`, as far as it is made."""
+    return PlateTable(folder / safe_name(plate), STAGE)
+
+
+def part_name(well: str, key: str) -> str:
+    """The file of a well: with its key, so that a table never meets crops that it was not made with."""
+    return f"{safe_name(well)}-{key[:8]}.arrow"
+
+
+def is_whole(path: Path) -> bool:
+    """Whether `path` is a file of crops that ends as one."""
+    try:
+        with path.open("rb") as file:
+            file.seek(-len(_END), os.SEEK_END)
+            return file.read() == _END
+    except OSError:
+        return False
+
+
+_END = b"ARROW1"
+
+
+def write_part(path: Path, about: Mapping[str, Any], batches: Iterable[tuple[pa.Table, np.ndarray]]) -> pa.Table | None:
+    """Write the crops of a well, one batch in memory at a time.
+
+    Parameters
+    ----------
+    path : Path
+        Of the Arrow file.
+    about : JSON value
+        Kept in the schema metadata; its `compression` is that of the crops.
+    batches : (table of n cells, crops (n, H, W, C))
+        All tables have one schema, and all crops one type.
+
+    Returns
+    -------
+    Table, a row per crop
+        The tables with the columns file, offset and length (bytes); None, and no file, where there are no crops.
+    """
+    batches = iter(batches)
+    if (first := next(batches, None)) is None:
+        return None
+    kept = []
+    with atomic_path(path) as part:
+        cells, crops = first
+        shape, dtype = crops.shape[1:], crops.dtype
+        said = json.dumps({**about, "shape": shape, "dtype": dtype.name}, sort_keys=True)
+        kind = _encode(crops[:0], about["compression"]).type
+        schema = cells.schema.append(pa.field(CROP, kind, nullable=False)).with_metadata({ABOUT: said})
+        with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+            for cells, crops in chain([first], batches):
+                if crops.dtype != dtype:
+                    raise InputError(mixed_types({dtype, crops.dtype}))
+                kept.append(cells)
+                columns = [column.combine_chunks() for column in cells.columns]
+                encoded = _encode(crops, about["compression"])
+                writer.write_batch(pa.record_batch([*columns, encoded], schema=schema))
+        offset, length = _extents(part)
+    table = pa.concat_tables(kept)
+    for name, values in ((FILE, pa.repeat(path.name, len(table))), (OFFSET, offset), (LENGTH, length)):
+        table = table.append_column(name, pa.array(values))
+    return table
+
+
+def write_sites(folder: Path, sites: pd.DataFrame, keys: Mapping[tuple[str, str], str]) -> None:
+    """Keep what is known of the sites of the store, and under which key the part of each (plate, well) belongs to it.
+
+    A store is finished when every well has that key, so that one which is made again is not taken for either.
+    """
+    kept = sites[metadata_columns(sites)]
+    kept = kept.assign(**{_KEY: [keys[plate, well] for plate, well in zip(kept[PLATE], kept[WELL], strict=True)]})
+    said = {ABOUT: json.dumps({"format_version": FORMAT_VERSION})}
+    with atomic_path(folder / SITES) as path:
+        write_parquet(pa.Table.from_pandas(kept, preserve_index=False).replace_schema_metadata(said), path)
+
+
+def _read_sites(folder: Path) -> pd.DataFrame:
+    path = folder / SITES
+    if not path.is_file():
+        raise InputError(f"{folder}: there is no crop store; run `deepprofile export`")
+    table = _read_parquet(path)
+    version = json.loads((table.schema.metadata or {}).get(ABOUT, b"{}")).get("format_version")
+    if version != FORMAT_VERSION:
+        raise InputError(
+            f"{path}: format version {version}, this deepprofile reads {FORMAT_VERSION}; update it, or delete {folder} "
+            "and run `deepprofile export`"
+        )
+    return table.to_pandas()
+
+
+def _read_plate(folder: Path, plate: str, keys: Mapping[str, str]) -> pa.Table:
+    table = plate_crops(folder, plate)
+    parts = table.manifest.parts
+    lacking = [well for well, key in keys.items() if well not in parts or parts[well].key != key]
+    path = table.folder / "cells.parquet"
+    if lacking or any(parts[well].file != path.name for well in keys):
+        raise InputError(
+            f"{folder}: plate {plate} is not finished, {len(lacking)} of {len(keys)} wells are not as the last export "
+            f"wants them{f', first {lacking[0]}' if lacking else ''}; {MEND}"
+        )
+    return _read_parquet(path)
+
+
+def _read_parquet(path: Path) -> pa.Table:
+    try:
+        with pq.ParquetFile(path) as file:
+            return file.read()
+    except (pa.ArrowException, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{path}: cannot be read, missing or damaged ({reason}); delete it and {MEND}") from error
+
+
+def _encode(crops: np.ndarray, compression: str) -> pa.Array:
+    """Crops (n, H, W, C) as bytes in C order: of fixed size as they are, or each a Blosc-1 frame of LZ4."""
+    if compression == "none":
+        flat = pa.py_buffer(np.ascontiguousarray(crops))
+        width = int(np.prod(crops.shape[1:])) * crops.itemsize
+        return pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(crops), [None, flat])
+    # a pixel is an item, so that the bits of one channel come to stand together: 12 % smaller than value by value
+    pixel = f"V{crops.shape[3] * crops.itemsize}"
+    frames = [
+        imagecodecs.blosc_encode(
+            crop.reshape(-1).view(pixel), 5, compressor="lz4", shuffle="bitshuffle", blocksize=crop.nbytes
+        )
+        for crop in crops
+    ]
+    return pa.array(frames, pa.large_binary())
+
+
+def _extents(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """First byte in the file and number of bytes of each crop, int64."""
+    starts, lengths = [], []
+    with pa.memory_map(str(path)) as source:
+        base = source.read_buffer().address
+        source.seek(0)
+        reader = pa.ipc.open_file(source)
+        for i in range(reader.num_record_batches):
+            column = reader.get_batch(i).column(CROP)
+            if pa.types.is_fixed_size_binary(column.type):
+                data, width = column.buffers()[1], column.type.byte_width
+                ends = np.arange(len(column) + 1) * width
+            else:
+                _, offsets, data = column.buffers()
+                ends = np.frombuffer(offsets, np.int64)[: len(column) + 1]
+            starts.append(data.address - base + ends[:-1])
+            lengths.append(np.diff(ends))
+    return np.concatenate(starts), np.concatenate(lengths)

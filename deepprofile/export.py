@@ -1,0 +1,253 @@
+"""The export stage: cells cut out once and kept in the crop store, wells in parallel."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cytominer_tools.columns import CELL, PLATE, SITE
+from cytominer_tools.errors import InputError
+from cytominer_tools.manifest import PlateTable, digest
+from deepprofile.crop_selection import chosen_cells
+from deepprofile.crop_source import (
+    CropSource,
+    SiteSource,
+    keep_earlier_parts,
+    lacks_site,
+    lost_cells,
+    open_source,
+    read_source,
+    site_name,
+)
+from deepprofile.crop_store import (
+    ABOUT,
+    FILE,
+    FORMAT_VERSION,
+    IMAGE_TYPE,
+    LENGTH,
+    OFFSET,
+    is_whole,
+    part_name,
+    plate_crops,
+    write_part,
+    write_sites,
+)
+from deepprofile.index import load_index
+from deepprofile.locations import X, Y
+from deepprofile.preprocess import Preprocess
+from deepprofile.sites import site_rows
+from deepprofile.study import Study
+from deepprofile.work import Done, log, map_ahead, progress, workers
+
+_BATCH = 256  # crops that each thread has in memory
+# what is scaled at a time, little enough for the cache of a processor
+_BLOCK = 8  # crops
+_ROWS = 64  # of an image
+
+
+@dataclass
+class _Plate:
+    source: CropSource
+    table: PlateTable
+    about: dict[str, Any]
+    left: int = 0  # wells that are not yet made
+    values: dict[np.dtype, np.ndarray] = field(default_factory=dict)  # of counts in 8 bits, by type of image
+
+
+@dataclass(frozen=True)
+class _Well:
+    plate: _Plate
+    name: str
+    key: str
+    chosen: np.ndarray | None  # bool, of the cells as located; None: all
+
+
+@dataclass(frozen=True)
+class _Made:
+    well: _Well
+    table: pa.Table
+    skipped: list[tuple[str, str]]
+
+
+def export_crops(study: Study, *, strict: bool = False) -> Done:
+    """Write the crop store: an Arrow file a well with the crops, and crops/PLATE/cells.parquet with a row per crop.
+
+    Wells that are current are left alone; which cells are kept is drawn by the seed alone. A site that cannot be read
+    is left out and reported. Each thread holds an image and a few crops, whatever the number of sites.
+
+    Raises
+    ------
+    InputError
+        The locations, the intensities or, with `crops.mask`, the label images are not made; the selection picks by a
+        column that is not there; 8 bits cannot hold the crops; with `strict`, also the first bad site.
+    """
+    index = load_index(study)
+    with study.writing(), progress("export", len(index), "sites") as advance:
+        plates = [_open(study, index, name) for name in index[PLATE].unique()]
+        chosen = chosen_cells(study, index, [plate.source for plate in plates])
+        keys: dict[tuple[str, str], str] = {}
+        todo: list[_Well] = []
+        for plate in plates:
+            for well in plate.source.sites:
+                mine = chosen.get((plate.source.plate, well))
+                said = None if mine is None else digest(np.flatnonzero(mine).tolist())
+                key = plate.table.manifest.key([*plate.source.inputs(study, well), said])
+                keys[plate.source.plate, well] = key
+                if not _is_current(plate, well, key, strict):
+                    todo.append(_Well(plate, well, key, mine))
+                    plate.left += 1
+        earlier = [(well.plate.source, well.plate.table, well.name) for well in todo]
+        keep_earlier_parts(study, f"the crops in {study.crop_store}", earlier)
+        write_sites(study.crop_store, index, keys)
+        for plate in plates:
+            if not plate.left:
+                _finish(plate)
+        advance(len(index) - sum(len(well.plate.source.sites[well.name]) for well in todo))
+        # closed whatever happens: the threads of an error that is kept would go on
+        with closing(map_ahead(lambda well: _make(study, well, strict), todo, 2 * workers())) as done:
+            for made in done:
+                _keep(made)
+                advance(len(made.well.plate.source.sites[made.well.name]))
+    parts = [part for plate in plates for part in plate.table.manifest.parts.values()]
+    skipped = tuple(row for part in parts for row in part.skipped)
+    return Done("export", len(todo), len(parts) - len(todo), sum(part.rows for part in parts), "crops", skipped)
+
+
+def eight_bits(scaled: np.ndarray) -> np.ndarray:
+    """float32 in [0, 1] as uint8, 255 times as much, rounded half up; the same shape."""
+    return (scaled.astype(np.float64) * 255 + 0.5).astype(np.uint8)  # exact: 24 bits by 8 fit into 53
+
+
+def _open(study: Study, index: pd.DataFrame, name: str) -> _Plate:
+    source = open_source(study, index, name)
+    table = plate_crops(study.crop_store, name)
+    settings = {
+        "format_version": FORMAT_VERSION,
+        **study.export.model_dump(include={"depth", "compression"}),
+        "preprocess": json.loads(study.preprocess.model_dump_json()),
+        "illumination": study.correction,
+    }
+    for change in table.manifest.expect(settings):
+        log.info("export: plate %s: %s: it runs again", name, change)
+    levels = None if source.levels is None else source.levels.tolist()
+    return _Plate(source, table, {**settings, "levels": levels})
+
+
+def _is_current(plate: _Plate, well: str, key: str, strict: bool) -> bool:
+    if not plate.table.manifest.is_current(well, key):
+        return False
+    part = plate.table.manifest.parts[well]
+    if strict and lacks_site(part):
+        return False
+    return not part.rows or is_whole(plate.table.folder / part_name(well, key))
+
+
+def _make(study: Study, well: _Well, strict: bool) -> _Made:
+    """Cut and write the crops of one well; not yet recorded, so that one thread alone writes the manifest."""
+    skipped: list[tuple[str, str]] = []
+    path = well.plate.table.folder / part_name(well.name, well.key)
+    cells = well.plate.source.located.read(well.name)
+    table = write_part(path, well.plate.about, _batches(study, well, cells, skipped, strict))
+    if table is None:
+        empty = {FILE: pa.string(), OFFSET: pa.int64(), LENGTH: pa.int64(), IMAGE_TYPE: pa.string()}
+        table = cells.slice(0, 0)
+        for name, kind in empty.items():
+            table = table.append_column(name, pa.array([], kind))
+    said = {ABOUT: json.dumps(well.plate.about, sort_keys=True)}
+    return _Made(well, table.replace_schema_metadata(said), skipped)
+
+
+def _batches(
+    study: Study, well: _Well, cells: pa.Table, skipped: list[tuple[str, str]], strict: bool
+) -> Iterator[tuple[pa.Table, np.ndarray]]:
+    """The crops of a well, site after site, and what was left out in `skipped`."""
+    source, preprocess = well.plate.source, study.preprocess
+    if well.chosen is not None:
+        cells = cells.filter(pa.array(well.chosen))
+    for row in site_rows(source.sites[well.name]):
+        here = cells.filter(pc.equal(cells[SITE], row[SITE]))
+        if not len(here):
+            continue
+        site, what = read_source(study, row, strict=strict), site_name(row)
+        if isinstance(site, str):
+            skipped.append((what, site))
+            continue
+        xy = np.stack([here[X].to_numpy(), here[Y].to_numpy()], axis=1)
+        kept = preprocess.keep(xy, site.image.shape)
+        skipped += lost_cells(preprocess, what, kept)
+        here, xy = here.filter(pa.array(kept)), xy[kept]
+        image_type, numbers = source.image_type(site.image), here[CELL].to_numpy()
+        here = here.append_column(IMAGE_TYPE, pa.array([image_type.name] * len(here), pa.string()))
+        cut = _cutter(study, well.plate, site)
+        for start in range(0, len(xy), _BATCH):
+            some = slice(start, start + _BATCH)
+            yield here[some], cut(xy[some], numbers[some])
+
+
+def _cutter(study: Study, plate: _Plate, site: SiteSource) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """What makes crops (n, H, W, C) in the depth of the store from centres (n, 2) and numbers of cells (n,)."""
+    preprocess, source = study.preprocess, plate.source
+    if study.export.depth == "original":
+        return partial(site.cut, preprocess)
+    by_pixel = preprocess.normalize != "minmax" and preprocess.mode == "slice"
+    if by_pixel and np.issubdtype(site.image.dtype, np.integer):
+        return partial(replace(site, image=_looked_up(plate, preprocess, site.image)).cut, preprocess)
+
+    def cut(xy: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+        crops = site.cut(preprocess, xy, numbers)
+        out = np.empty(crops.shape, np.uint8)
+        for start in range(0, len(crops), _BLOCK):
+            some = slice(start, start + _BLOCK)
+            scaled = preprocess.scale(crops[some], source.levels, source.image_type(site.image))
+            low, high = scaled.min(), scaled.max()
+            if low < 0 or high > 1:
+                raise InputError(
+                    f"plate {source.plate}: scaled crops reach from {low:g} to {high:g}, and 8 bits hold 0 to 1; set "
+                    "export.depth to original, or crops.normalize to plate_control"
+                )
+            out[some] = eight_bits(scaled)
+        return out
+
+    return cut
+
+
+def _looked_up(plate: _Plate, preprocess: Preprocess, image: np.ndarray) -> np.ndarray:
+    """An image of counts in 8 bits, by a table of every count there can be: the same, and 10 times as fast."""
+    if image.dtype not in plate.values:
+        counts = np.arange(np.iinfo(image.dtype).max + 1).astype(image.dtype)
+        every = np.broadcast_to(counts[None, :, None, None], (1, len(counts), 1, image.shape[2]))
+        scaled = preprocess.scale(every, plate.source.levels, image.dtype)
+        plate.values[image.dtype] = np.ascontiguousarray(eight_bits(scaled)[0, :, 0].T)
+    out = np.empty(image.shape, np.uint8)
+    for start in range(0, len(image), _ROWS):
+        rows = slice(start, start + _ROWS)
+        for channel, values in enumerate(plate.values[image.dtype]):
+            out[rows, :, channel] = np.take(values, image[rows, :, channel])
+    return out
+
+
+def _keep(made: _Made) -> None:
+    """Record a well that is written, and let go of the crops that it had."""
+    well, table = made.well, made.well.plate.table
+    before = table.manifest.parts.get(well.name)
+    table.write(well.name, well.key, made.table, made.skipped)
+    if before and before.key != well.key:
+        (table.folder / part_name(well.name, before.key)).unlink(missing_ok=True)
+    well.plate.left -= 1
+    if not well.plate.left:
+        _finish(well.plate)
+
+
+def _finish(plate: _Plate) -> None:
+    plate.table.finish(plate.source.sites)
+    named = {part_name(well, part.key) for well, part in plate.table.manifest.parts.items()}
+    for path in plate.table.folder.glob("*.arrow"):
+        if path.name not in named:
+            path.unlink()
