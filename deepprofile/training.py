@@ -5,10 +5,9 @@ import math
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,7 @@ from cytominer_tools.files import atomic_path, safe_name
 from cytominer_tools.manifest import Manifest, changes
 from cytominer_tools.queries import select
 from cytominer_tools.tables import read_table, write_table
-from deepprofile.augmentation import draw, mix_targets
+from deepprofile.batches import Batch, Batches
 from deepprofile.checkpoints import load_state, read_state, save_state, states
 from deepprofile.crop_selection import read_treatments
 from deepprofile.crop_store import Crops, open_crops
@@ -39,7 +38,7 @@ from deepprofile.soft_labels import Targets
 from deepprofile.splits import TRAIN, VALIDATION, SplitCells, split_cells
 from deepprofile.study import NAME, Study, Train
 from deepprofile.trackers import trackers
-from deepprofile.trainee import CROPS, Trainee, compile_trainee, jit_compile, predict_logits
+from deepprofile.trainee import Trainee, compile_trainee, jit_compile, predict_logits
 from deepprofile.work import Done, log, map_ahead, progress, workers
 
 if TYPE_CHECKING:
@@ -170,6 +169,38 @@ def epoch_line(row: dict[str, Any], epochs: int) -> str:
     return f"epoch {row['epoch']} of {epochs}: {learned}, {speed}"
 
 
+def fit_epoch(
+    trainee: Trainee,
+    batches: Generator[Batch, None, None],
+    steps: int,
+    advance: Callable[[], None] = lambda: None,
+    *callbacks: keras.callbacks.Callback,
+) -> dict[str, float]:
+    """Train on the `steps` of `batches` by Keras' fit, calling `advance` after each; the means of loss and metrics.
+
+    An error of the threads that read comes out as it was.
+    """
+    failed: list[BaseException] = []
+
+    def counted() -> Iterator[Batch]:
+        try:
+            with closing(batches):
+                for one in batches:
+                    yield one
+                    advance()
+        except Exception as error:
+            failed.append(error)
+            raise
+
+    try:
+        ended = trainee.fit(counted(), steps_per_epoch=steps, shuffle=False, verbose=0, callbacks=list(callbacks))
+    except Exception:
+        if failed:  # the backend says it in words of its own
+            raise failed[0] from None
+        raise
+    return {name: float(values[-1]) for name, values in ended.history.items()}
+
+
 class _Training:
     """One training from its first epoch, or from where it was, to its last."""
 
@@ -184,7 +215,8 @@ class _Training:
         self.trainee = Trainee(self.network, augment=bool(settings.augment), l2=settings.l2)
         compile_trainee(self.trainee, settings, self.classes)
         self.targets = Targets(cells.train, self.classes, settings.label_smoothing, settings.online_smoothing)
-        self.weights = class_weights(cells.train, settings.class_weights, labels.classes)
+        weights = class_weights(cells.train, settings.class_weights, labels.classes)
+        self.batches = Batches(cells.crops, self.targets, weights, settings.augment or None, study.seed)
         self.plates = cells.crops.table[PLATE].to_numpy()
         self.history: list[dict[str, Any]] = []
         cells_an_epoch = len(self._rows(0))
@@ -219,7 +251,10 @@ class _Training:
         trainee.optimizer.learning_rate = rate
         began = time.perf_counter()
         before_average = _Weights()
-        logs = self._steps(epoch, advance, before_average)
+        rows = self._rows(epoch)[: self.steps * self.batch].reshape(self.steps, self.batch)
+        logs = fit_epoch(
+            trainee, self.batches.epoch(epoch, rows), self.steps, lambda: advance(self.batch), before_average
+        )
         seconds = time.perf_counter() - began
         if not math.isfinite(logs["loss"]):
             raise InputError(
@@ -239,48 +274,6 @@ class _Training:
         write_table(pd.DataFrame(history), self.folder / "history.csv")
         draw_curves(pd.DataFrame(history), self.folder / "curves.png")
         return row
-
-    def _steps(
-        self, epoch: int, advance: Callable[[int], None], callback: keras.callbacks.Callback
-    ) -> dict[str, float]:
-        """One epoch of Keras' fit; returns the loss and the metrics of its cells as they were trained on."""
-        failed: list[BaseException] = []
-
-        def batches() -> Iterator[Any]:
-            rows = self._rows(epoch)[: self.steps * self.batch].reshape(self.steps, self.batch)
-            try:
-                with closing(map_ahead(partial(self._read, epoch), enumerate(rows), 2 * workers())) as read:
-                    for one in read:
-                        yield one
-                        advance(self.batch)
-            except Exception as error:
-                failed.append(error)
-                raise
-
-        try:
-            ended = self.trainee.fit(
-                batches(), steps_per_epoch=self.steps, epochs=1, shuffle=False, verbose=0, callbacks=[callback]
-            )
-        except Exception:
-            if failed:  # the backend says it in words of its own
-                raise failed[0] from None
-            raise
-        return {name: float(values[-1]) for name, values in ended.history.items()}
-
-    def _read(
-        self, epoch: int, numbered: tuple[int, np.ndarray]
-    ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
-        """A batch as the device takes it; what is random in it depends on the seed, the epoch and its number alone."""
-        number, rows = numbered
-        crops = self.cells.crops
-        pixels = crops[rows] if crops.scaled else crops.network_input(rows)
-        targets = self.targets(rows)
-        drawn: dict[str, np.ndarray] = {}
-        if self.settings.augment:
-            rng = np.random.default_rng([self.study.seed, epoch, number])
-            drawn = draw(self.settings.augment, len(rows), crops.shape, rng)
-            targets = mix_targets(targets, drawn)
-        return {CROPS: pixels, **drawn}, targets, targets @ self.weights
 
     def _rows(self, epoch: int) -> np.ndarray:
         return epoch_rows(

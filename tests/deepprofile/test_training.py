@@ -12,7 +12,8 @@ import pytest
 from study_factory import configure, run
 
 from cytominer_tools.errors import InputError
-from deepprofile import training
+from deepprofile import batches
+from deepprofile.batches import Batches
 from deepprofile.export import export_crops
 from deepprofile.features import load_extractor
 from deepprofile.networks import build_network
@@ -94,7 +95,11 @@ def test_a_training_leaves_a_model_a_card_and_its_history(trained):
 
 def test_it_learns(study):
     settings = study(
-        epochs=20, split="well", label_smoothing=0.0, learning_rate=0.1, augment={"crop": 1.0, "brightness": 0, "contrast": 0}
+        epochs=20,
+        split="well",
+        label_smoothing=0.0,
+        learning_rate=0.1,
+        augment={"crop": 1.0, "brightness": 0, "contrast": 0},
     )
     train_network(settings)
     rows = history(settings.root)
@@ -141,11 +146,12 @@ def dying(number):
     fsync(number)
 os.fsync = dying
 from deepprofile import training
-read = training._Training._read
+from deepprofile.batches import Batches
+read = Batches.read
 def reading(self, epoch, numbered):
     count("step")
     return read(self, epoch, numbered)
-training._Training._read = reading
+Batches.read = reading
 from deepprofile.study import read_study
 print(training.train_network(read_study(sys.argv[1])))
 """
@@ -195,14 +201,14 @@ EVERYTHING = {
 
 def stop_after(monkeypatch, epochs):
     """Let the training stop as Ctrl-C would stop it, in the epoch after `epochs`."""
-    read = training._Training._read
+    read = Batches.read
 
     def reading(self, epoch, numbered):
         if epoch == epochs and numbered[0] == 2:
             raise KeyboardInterrupt
         return read(self, epoch, numbered)
 
-    monkeypatch.setattr(training._Training, "_read", reading)
+    monkeypatch.setattr(Batches, "read", reading)
 
 
 def with_dropout(*, channels, size, classes=None):
@@ -239,7 +245,7 @@ def test_all_of_the_state_is_kept(study, monkeypatch, tmp_path):
 
 
 def test_workers_do_not_matter(study, trained, monkeypatch):
-    monkeypatch.setattr(training, "workers", lambda: workers() + 3)
+    monkeypatch.setattr(batches, "workers", lambda: workers() + 3)
     settings = study()
     train_network(settings)
     require_same_weights(settings.root, trained)

@@ -1,0 +1,63 @@
+"""Batches of crops for a training: read ahead by threads, and the same whatever their number."""
+
+from collections.abc import Generator
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from deepprofile.augmentation import draw, mix_targets
+from deepprofile.crop_store import Crops
+from deepprofile.soft_labels import Targets
+from deepprofile.study import Augment
+from deepprofile.trainee import CROPS
+from deepprofile.work import map_ahead, workers
+
+if TYPE_CHECKING:
+    from deepprofile.deepprofiler_crops import DeepProfilerCrops
+
+Batch = tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Batches as `deepprofile.trainee.Trainee` takes them.
+
+    Parameters
+    ----------
+    crops : Crops or DeepProfilerCrops
+    targets : Targets
+        Of each row of the crops.
+    class_weights : float32 array, shape (classes,)
+    augment : Augment or None
+    seed : int
+        With the epoch and the number of a batch it decides what is random in the batch.
+    """
+
+    crops: "Crops | DeepProfilerCrops"
+    targets: Targets
+    class_weights: np.ndarray
+    augment: Augment | None
+    seed: int
+
+    def epoch(self, epoch: int, rows: np.ndarray) -> Generator[Batch, None, None]:
+        """The batches of one epoch, in order; rows : int array, shape (batches, cells a batch)."""
+        with closing(map_ahead(partial(self.read, epoch), enumerate(rows), 2 * workers())) as ahead:
+            yield from ahead
+
+    def read(self, epoch: int, numbered: tuple[int, np.ndarray]) -> Batch:
+        """One batch, from its number and its rows: what goes into the network, targets, and weights of the cells.
+
+        Crops are bytes where the store holds scaled ones, and floats where their counts have to be scaled first.
+        """
+        number, rows = numbered
+        pixels = self.crops[rows] if self.crops.scaled else self.crops.network_input(rows)
+        targets = self.targets(rows)
+        drawn: dict[str, np.ndarray] = {}
+        if self.augment is not None:
+            rng = np.random.default_rng([self.seed, epoch, number])
+            drawn = draw(self.augment, len(rows), self.crops.shape, rng)
+            targets = mix_targets(targets, drawn)
+        return {CROPS: pixels, **drawn}, targets, targets @ self.class_weights
