@@ -18,6 +18,7 @@ from deepprofile.work import map_ahead, workers
 if TYPE_CHECKING:
     from deepprofile.deepprofiler_crops import DeepProfilerCrops
 
+_BATCH = 3  # first of the numbers that this use of the seed is known by, next to those of deepprofile.sampling
 Batch = tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]
 
 
@@ -34,6 +35,8 @@ class Batches:
     augment : Augment or None
     seed : int
         With the epoch and the number of a batch it decides what is random in the batch.
+    shares : int
+        Parts of one length that a batch is trained in, on as many devices; crops are mixed within their part.
     """
 
     crops: "Crops | DeepProfilerCrops"
@@ -41,6 +44,7 @@ class Batches:
     class_weights: np.ndarray
     augment: Augment | None
     seed: int
+    shares: int = 1
 
     def epoch(self, epoch: int, rows: np.ndarray) -> Generator[Batch, None, None]:
         """The batches of one epoch, in order; rows : int array, shape (batches, cells a batch)."""
@@ -57,7 +61,10 @@ class Batches:
         targets = self.targets(rows)
         drawn: dict[str, np.ndarray] = {}
         if self.augment is not None:
-            rng = np.random.default_rng([self.seed, epoch, number])
+            rng = np.random.default_rng([_BATCH, self.seed, epoch, number])
             drawn = draw(self.augment, len(rows), self.crops.shape, rng)
+            if "partner" in drawn:  # a permutation of the batch becomes one of each part
+                part = drawn["partner"] // (len(rows) // self.shares)
+                drawn["partner"] = drawn["partner"][np.argsort(part, kind="stable")]
             targets = mix_targets(targets, drawn)
         return {CROPS: pixels, **drawn}, targets, targets @ self.class_weights

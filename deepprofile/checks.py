@@ -2,20 +2,25 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from cytominer_tools.columns import COUNT, PLATE, SITE, WELL
+from cytominer_tools.columns import CELL, COUNT, PLATE, SITE, WELL
 from cytominer_tools.errors import InputError
+from cytominer_tools.files import safe_name
 from cytominer_tools.queries import select
+from deepprofile.crop_selection import read_treatments
 from deepprofile.images import read_image
 from deepprofile.index import other_machine, read_index
+from deepprofile.labels import make_labels
 from deepprofile.location_files import LocationFiles, misfit, off_image
 from deepprofile.problems import Problem
 from deepprofile.references import parse
 from deepprofile.registry import names
 from deepprofile.sites import site_paths, site_rows
+from deepprofile.splits import split_cells
 from deepprofile.study import Study
 from deepprofile.work import map_ahead, progress, workers
 
@@ -39,6 +44,7 @@ def check_study(study: Study) -> list[Problem]:
     problems += other_machine(study, index)
     problems += [*_plugins(study), *_images(study, index, shapes), *_locations(study, index, shapes)]
     problems += [*_controls(study, index), *_treatments(study, index), *_scored(study, index)]
+    problems += _trained(study, index)
     return problems
 
 
@@ -49,9 +55,41 @@ def _plugins(study: Study) -> Iterator[Problem]:
     ):
         if name not in names(group):
             yield Problem(f"study.yaml {place}", f"{name!r} is not installed; there are {', '.join(names(group))}")
-    weights = study.profile.weights
-    if weights not in (None, "imagenet") and not study.path(str(weights)).is_file():
-        yield Problem("study.yaml profile.weights", f"{study.path(str(weights))}: no such file")
+    weights = study.weights
+    to_come = study.train is not None and weights == study.models / safe_name(study.train.name) / "model.keras"
+    if weights not in (None, "imagenet") and not to_come and not Path(weights).is_file():
+        yield Problem("study.yaml profile.weights", f"{weights}: no such file")
+    init = None if study.train is None else study.train.init
+    if init not in (None, "random", "imagenet") and not study.path(init).is_file():
+        yield Problem("study.yaml train.init", f"{study.path(init)}: no such file")
+
+
+def _trained(study: Study, index: pd.DataFrame) -> Iterator[Problem]:
+    """What keeps the wells of the index from being split and labelled for training, as if each site had two cells."""
+    if study.train is None or study.train.select is not None or not len(index):  # a query may ask for what cells have
+        return
+    settings = study.train
+    cells = index.loc[np.repeat(index.index, 2)].reset_index(drop=True).assign(**{CELL: np.tile([0, 1], len(index))})
+    try:
+        controls = None if study.controls is None else select(cells, study.controls).to_numpy()
+        treatments = None
+        if settings.treatments is not None and study.treatment is not None:
+            treatments = read_treatments(study.path(settings.treatments), study.treatment)
+        split = split_cells(
+            cells,
+            settings.split,
+            study.columns,
+            label=study.label,
+            seed=study.seed,
+            controls=controls,
+            treatments=treatments,
+        )
+        make_labels(cells, study.label, split.parts, min_cells=1)
+    except InputError as error:
+        yield Problem("study.yaml train", str(error))
+        return
+    for warning in split.warnings:
+        yield Problem("study.yaml train.split", warning, "warning")
 
 
 def _images(study: Study, index: pd.DataFrame, shapes: dict[tuple[str, str, str], tuple[int, ...]]) -> list[Problem]:

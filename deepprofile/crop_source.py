@@ -49,9 +49,11 @@ class SiteSource:
     image: np.ndarray  # (H, W, C)
     labels: np.ndarray | None = None  # int32 (H, W)
 
-    def cut(self, preprocess: Preprocess, xy: np.ndarray, cells: np.ndarray) -> np.ndarray:
+    def cut(
+        self, preprocess: Preprocess, xy: np.ndarray, cells: np.ndarray, out: np.ndarray | None = None
+    ) -> np.ndarray:
         """Crops of the cells at `xy` (n, 2), px, whose Metadata_Cell is `cells` (n,); see `Preprocess.cut`."""
-        return preprocess.cut(self.image, xy, self.labels, cells + 1)
+        return preprocess.cut(self.image, xy, self.labels, cells + 1, out)
 
 
 def open_source(study: Study, index: pd.DataFrame, plate: str) -> CropSource:

@@ -13,6 +13,7 @@ import imagecodecs
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cytominer_tools.columns import CELL, PLATE, SITE, WELL, metadata_columns
@@ -33,6 +34,8 @@ MEND = "run `deepprofile export` again"
 # columns beside those of the cells
 CROP, FILE, OFFSET, LENGTH, IMAGE_TYPE = "crop", "file", "offset", "length", "image_type"
 _KEY = "key"  # of a well's part, in SITES
+ONE_TYPE = "with export.depth original all must be of one type: set it to uint8, or convert the images"
+_END = b"ARROW1"  # of an Arrow file
 _OPEN = 128  # files at once; a store may have a hundred thousand, a process on macOS may open 256
 
 
@@ -77,42 +80,30 @@ class Crops:
         self.path = Path(path)
         sites = _read_sites(self.path)
         wells = sites.drop_duplicates([PLATE, WELL])
-        tables: list[pa.Table] = []
-        levels: list[np.ndarray | None] = []
-        self._names: list[str] = []  # file names, relative to the store
-        number, plate_of = [], []
-        about: dict[str, Any] = {}
-        for plate, group in wells.groupby(PLATE, sort=False):
-            table = _read_plate(self.path, str(plate), dict(zip(group[WELL], group[_KEY], strict=True)))
-            if not len(table):
-                continue
-            about = json.loads(table.schema.metadata[ABOUT])
-            found = table[FILE].combine_chunks().dictionary_encode()
-            number.append(found.indices.to_numpy() + len(self._names))
-            self._names += [f"{safe_name(str(plate))}/{name}" for name in found.dictionary.to_pylist()]
-            plate_of.append(np.full(len(table), len(levels), np.int32))
-            levels.append(None if about["levels"] is None else np.asarray(about["levels"], np.float32))
-            tables.append(table.replace_schema_metadata())
+        plates = [
+            (str(plate), dict(zip(group[WELL], group[_KEY], strict=True)))
+            for plate, group in wells.groupby(PLATE, sort=False)
+        ]
+        tables = [table for plate, keys in plates if len(table := _read_plate(self.path, plate, keys))]
         if not tables:
             raise InputError(f"{self.path}: the store holds no crops; look at `export` in study.yaml and at locations")
-        cells = pa.concat_tables(tables, promote_options="default")
-        types = cells[IMAGE_TYPE].combine_chunks().dictionary_encode()
-        self._types = [np.dtype(name) for name in types.dictionary.to_pylist()]
-        self._type_of = types.indices.to_numpy()
-        self._levels, self._plate_of = levels, np.concatenate(plate_of)
-        self._file_of = np.concatenate(number).astype(np.int32)
+        about = [json.loads(table.schema.metadata[ABOUT]) for table in tables]
+        cells = pa.concat_tables([table.replace_schema_metadata() for table in tables], promote_options="default")
+        self._names, self._file_of = _codes(cells[FILE])
         self._offset, self._length = cells[OFFSET].to_numpy(), cells[LENGTH].to_numpy()
         self._files = _Files(self.path)
+        types, self._type_of = _codes(cells[IMAGE_TYPE])
+        self._types = [np.dtype(name) for name in types]
+        self._levels = [None if one["levels"] is None else np.asarray(one["levels"], np.float32) for one in about]
+        self._plate_of = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
         self._rows = np.arange(len(cells))
-        self.table = with_metadata(
-            cells.drop_columns([FILE, OFFSET, LENGTH, IMAGE_TYPE]).to_pandas(), sites.drop(columns=_KEY)
-        )
-        self.preprocess = Preprocess.model_validate(about["preprocess"])
+        self.table = with_metadata(cells.drop_columns([FILE, OFFSET, LENGTH, IMAGE_TYPE]).to_pandas(), sites)
+        self.preprocess = Preprocess.model_validate(about[0]["preprocess"])
         self.channels = self.preprocess.channels
-        self.illumination: dict[str, Any] | None = about["illumination"]
+        self.illumination: dict[str, Any] | None = about[0]["illumination"]
         self.shape = (self.preprocess.size, self.preprocess.size, len(self.channels))
-        self.scaled = about["depth"] == "uint8"
-        self.compression: str = about["compression"]
+        self.scaled = about[0]["depth"] == "uint8"
+        self.compression: str = about[0]["compression"]
         self.dtype = self._one_dtype()
         self.key = digest(wells[[PLATE, WELL, _KEY]].to_numpy().tolist())
 
@@ -160,26 +151,31 @@ class Crops:
         return out
 
     def _one_dtype(self) -> np.dtype:
-        found = {crop_type(self.preprocess, self.scaled, self.illumination is not None, one) for one in self._types}
-        if len(found) > 1:
-            raise InputError(f"{self.path}: {mixed_types(found)}")
-        return found.pop()
+        """The type of the crops; an older part may have another one than those that were made with the last export."""
+        if self.scaled:
+            return np.dtype(np.uint8)
+        if self.illumination is not None or self.preprocess.mode == "interpolate":
+            return np.dtype(np.float32)
+        if len(self._types) > 1:
+            raise InputError(f"{self.path}: crops of {' and '.join(map(str, self._types))} images; {ONE_TYPE}")
+        return self._types[0]
 
     def _fill(self, out: np.ndarray, row: int) -> None:
-        file, start, length = self._file_of[row], int(self._offset[row]), int(self._length[row])
-        if self.compression == "none":
-            if self._files.read_into(self._names[file], start, out) != length:
-                raise self._damaged(row, "is truncated")
-            return
-        frame = np.empty(length, np.uint8)
-        if self._files.read_into(self._names[file], start, frame) != length:
+        name, start, length = self._names[self._file_of[row]], int(self._offset[row]), int(self._length[row])
+        pixels = out.reshape(-1).view(np.uint8).data
+        frame = bytearray(0 if self.compression == "none" else length)
+        target = memoryview(frame) if frame else pixels
+        if self._files.read_into(name, start, target) != len(target):
             raise self._damaged(row, "is truncated")
+        if not frame:
+            return
         try:
-            size = imagecodecs.blosc_decode(frame, out=out.reshape(-1).view(np.uint8)).nbytes
-        except (imagecodecs.BloscError, ValueError) as error:
-            raise self._damaged(row, "does not decode") from error
-        if size != out.nbytes:
-            raise self._damaged(row, f"decodes to {size} bytes instead of {out.nbytes}")
+            # its header says how much comes out, which must be known before it does
+            if int.from_bytes(frame[4:8], "little") != len(pixels):
+                raise self._damaged(row, "is damaged")
+            imagecodecs.blosc_decode(frame, out=pixels)
+        except imagecodecs.BloscError as error:
+            raise self._damaged(row, "is damaged") from error
 
     def _damaged(self, row: int, what: str) -> InputError:
         where = " ".join(str(self.table[name].iat[row]) for name in (PLATE, WELL, SITE, CELL))
@@ -207,13 +203,18 @@ class _Files:
         self.open: OrderedDict[str, _File] = OrderedDict()
         self.lock = threading.Lock()
 
-    def read_into(self, name: str, start: int, out: np.ndarray) -> int:
+    def read_into(self, name: str, start: int, out: memoryview) -> int:
         """Fill `out` from byte `start` on; how many bytes there were."""
         with self.lock:
-            file = self.open.pop(name, None) or _File(self.folder / name)
-            self.open[name] = file
-            if len(self.open) > _OPEN:
-                self.open.popitem(last=False)
+            file = self.open.pop(name, None)
+            if file is not None:
+                self.open[name] = file
+        if file is None:  # outside of the lock, as opening may take long
+            file = _File(self.folder / name)
+            with self.lock:
+                self.open[name] = file
+                if len(self.open) > _OPEN:
+                    self.open.popitem(last=False)
         return file.read_into(start, out)
 
 
@@ -226,32 +227,26 @@ class _File:
             self.number = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         except FileNotFoundError:
             raise InputError(f"{path}: no such file, but the store has crops in it; {MEND}") from None
+        self.lock = threading.Lock()
 
     def __del__(self) -> None:
         if self.number >= 0:
             os.close(self.number)
 
-    def read_into(self, start: int, out: np.ndarray) -> int:
-        view, done = memoryview(out).cast("B"), 0
-        while done < len(view) and (n := os.preadv(self.number, [view[done:]], start + done)):
+    def read_into(self, start: int, out: memoryview) -> int:
+        done = 0
+        while done < len(out) and (n := self._read(out[done:], start + done)):
             done += n
         return done
 
-
-def crop_type(preprocess: Preprocess, scaled: bool, corrected: bool, image_type: np.dtype) -> np.dtype:
-    """The type of the crops that are cut from images of `image_type`."""
-    if scaled:
-        return np.dtype(np.uint8)
-    return np.dtype(np.float32) if corrected or preprocess.mode == "interpolate" else image_type
-
-
-def mixed_types(found: Iterable[np.dtype]) -> str:
-    """Why crops of several types cannot stand in one store."""
-    types = " and ".join(sorted(map(str, found)))
-    return (
-        f"the images are of several types, {types}; with export.depth original they must be of one: set it to uint8, "
-        "or convert the images"
-    )
+    def _read(self, view: memoryview, start: int) -> int:
+        if hasattr(os, "preadv"):
+            return os.preadv(self.number, [view], start)
+        with self.lock:  # Windows
+            os.lseek(self.number, start, os.SEEK_SET)
+            data = os.read(self.number, len(view))
+        view[: len(data)] = data
+        return len(data)
 
 
 def with_metadata(cells: pd.DataFrame, sites: pd.DataFrame) -> pd.DataFrame:
@@ -281,9 +276,6 @@ def is_whole(path: Path) -> bool:
         return False
 
 
-_END = b"ARROW1"
-
-
 def write_part(path: Path, about: Mapping[str, Any], batches: Iterable[tuple[pa.Table, np.ndarray]]) -> pa.Table | None:
     """Write the crops of a well, one batch in memory at a time.
 
@@ -294,7 +286,7 @@ def write_part(path: Path, about: Mapping[str, Any], batches: Iterable[tuple[pa.
     about : JSON value
         Kept in the schema metadata; its `compression` is that of the crops.
     batches : (table of n cells, crops (n, H, W, C))
-        All tables have one schema, and all crops one type.
+        All tables have one schema, and all crops one shape and type.
 
     Returns
     -------
@@ -313,8 +305,6 @@ def write_part(path: Path, about: Mapping[str, Any], batches: Iterable[tuple[pa.
         schema = cells.schema.append(pa.field(CROP, kind, nullable=False)).with_metadata({ABOUT: said})
         with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
             for cells, crops in chain([first], batches):
-                if crops.dtype != dtype:
-                    raise InputError(mixed_types({dtype, crops.dtype}))
                 kept.append(cells)
                 columns = [column.combine_chunks() for column in cells.columns]
                 encoded = _encode(crops, about["compression"])
@@ -362,7 +352,9 @@ def _read_plate(folder: Path, plate: str, keys: Mapping[str, str]) -> pa.Table:
             f"{folder}: plate {plate} is not finished, {len(lacking)} of {len(keys)} wells are not as the last export "
             f"wants them{f', first {lacking[0]}' if lacking else ''}; {MEND}"
         )
-    return _read_parquet(path)
+    cells = _read_parquet(path)
+    names = pc.binary_join_element_wise(safe_name(plate), cells[FILE], "/")  # relative to the store
+    return cells.set_column(cells.schema.get_field_index(FILE), FILE, names)
 
 
 def _read_parquet(path: Path) -> pa.Table:
@@ -409,3 +401,9 @@ def _extents(path: Path) -> tuple[np.ndarray, np.ndarray]:
             starts.append(data.address - base + ends[:-1])
             lengths.append(np.diff(ends))
     return np.concatenate(starts), np.concatenate(lengths)
+
+
+def _codes(column: pa.ChunkedArray) -> tuple[list[str], np.ndarray]:
+    """The distinct values of a column of text in the order they occur, and the place of each row's, int32."""
+    values = column.unique()
+    return values.to_pylist(), pc.index_in(column, value_set=values).to_numpy()

@@ -26,7 +26,9 @@ def inside(xy: np.ndarray, size: int, shape: tuple[int, ...]) -> np.ndarray:
     return np.all((corner >= 0) & (corner + size <= (shape[1], shape[0])), axis=1)
 
 
-def slice_crops(image: np.ndarray, xy: np.ndarray, size: int, border: Border = "zero") -> np.ndarray:
+def slice_crops(
+    image: np.ndarray, xy: np.ndarray, size: int, border: Border = "zero", out: np.ndarray | None = None
+) -> np.ndarray:
     """The `size` x `size` pixels around each centre, as they are; the centre is pixel size // 2 of the crop.
 
     Parameters
@@ -38,6 +40,8 @@ def slice_crops(image: np.ndarray, xy: np.ndarray, size: int, border: Border = "
         Side of a crop, px.
     border : "zero" or "reflect"
         What stands outside the image: 0, or the image mirrored about its outermost pixels.
+    out : array, optional
+        What is filled and returned; fresh memory takes longer to get than to fill.
 
     Returns
     -------
@@ -52,13 +56,15 @@ def slice_crops(image: np.ndarray, xy: np.ndarray, size: int, border: Border = "
         mode: Literal["reflect", "constant"] = "reflect" if border == "reflect" else "constant"
         padded = np.pad(image, ((low[1], high[1]), (low[0], high[0]), (0, 0)), mode=mode)
         offset = low
-    crops = np.empty((len(xy), size, size, image.shape[2]), image.dtype)
+    crops = np.empty((len(xy), size, size, image.shape[2]), image.dtype) if out is None else out
     for crop, (x, y) in zip(crops, corner + offset, strict=True):
         crop[...] = padded[y : y + size, x : x + size]
     return crops
 
 
-def interpolate_crops(image: np.ndarray, xy: np.ndarray, size: int, border: Border = "zero") -> np.ndarray:
+def interpolate_crops(
+    image: np.ndarray, xy: np.ndarray, size: int, border: Border = "zero", out: np.ndarray | None = None
+) -> np.ndarray:
     """Crops as DeepProfiler cuts them: ``tf.image.crop_and_resize``, bilinear, bit for bit.
 
     Sample i of a side stands at ``y1 * (H - 1) + i * (y2 - y1) * (H - 1) / (size - 1)`` with y1 and y2 the box in
@@ -73,6 +79,8 @@ def interpolate_crops(image: np.ndarray, xy: np.ndarray, size: int, border: Bord
         Side of a crop, px, at least 2.
     border : "zero" or "reflect"
         What stands outside the image. The peer knows "zero" only.
+    out : array, optional
+        What is filled and returned.
 
     Returns
     -------
@@ -83,7 +91,7 @@ def interpolate_crops(image: np.ndarray, xy: np.ndarray, size: int, border: Bord
     DeepProfiler 0.3.1, imaging/boxes.py and imaging/cropping.py.
     """
     pixels = image.astype(np.float32, copy=False)
-    crops = np.empty((len(xy), size, size, image.shape[2]), np.float32)
+    crops = np.empty((len(xy), size, size, image.shape[2]), np.float32) if out is None else out
     for crop, (x, y) in zip(crops, np.asarray(xy, np.float64), strict=True):
         top, bottom, down, rows = _samples(y, size, image.shape[0], border)
         left, right, across, columns = _samples(x, size, image.shape[1], border)

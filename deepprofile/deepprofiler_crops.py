@@ -84,7 +84,7 @@ class DeepProfilerCrops:
         many channels.
     """
 
-    is_scaled = True  # 0 to 255 stand for 0 to 1
+    scaled = True  # 0 to 255 stand for 0 to 1
     same_as_profiling = False
     dtype = np.dtype(np.uint8)
 
@@ -101,14 +101,16 @@ class DeepProfilerCrops:
         plates = [Manifest.read(self.path / safe_name(plate), STAGE) for plate in self.table[PLATE].unique()]
         settings = plates[0].settings
         self.channels = tuple(settings["preprocess"]["channels"] if settings else channels)
-        first = self._read(0)
+        first, place = self._read(0), self.path / self._images[0]
         size, segments = first.shape[0], first.shape[1] // first.shape[0]
         if first.shape[1] % size or segments - len(self.channels) not in (0, 1):
             raise InputError(
-                f"{self.path / self._images[0]}: {size} x {first.shape[1]} px are {first.shape[1] / size:g} squares, "
+                f"{place}: {size} x {first.shape[1]} px are {first.shape[1] / size:g} squares, "
                 f"where {len(self.channels)} channels ({', '.join(self.channels)}) need as many, and one more for a "
                 "mask; name the channels it was exported with under `channels`"
             )
+        if size % 2 or not 8 <= size <= 2048:
+            raise InputError(f"{place}: crops of {size} px; expected an even number from 8 to 2048")
         self.shape = (size, size, len(self.channels))
         self._strip, masked = first.shape, segments > len(self.channels)
         # bilinear, each channel stretched over its crop: DeepProfiler knows no other way
@@ -164,7 +166,7 @@ class DeepProfilerCrops:
             strip = imagecodecs.png_decode(path.read_bytes())
         except FileNotFoundError:
             raise InputError(f"{path}: no such file, but {TABLE} lists it; export the cells again") from None
-        except imagecodecs.PngError as error:
+        except (imagecodecs.PngError, ValueError) as error:
             raise InputError(f"{path}: cannot be read as PNG ({error}); export the cells again") from error
         if strip.dtype != np.uint8 or strip.ndim != 2:
             shape = " x ".join(map(str, strip.shape))
@@ -217,7 +219,7 @@ class _Classes:
         values = self._values(index[self.column])
         found = {TARGET: values.map(self.numbers).astype(np.int64), self.column.removeprefix(METADATA): values}
         if SPLIT in index:
-            found[SPLIT.removeprefix(METADATA)] = index[SPLIT]
+            found[SPLIT.removeprefix(METADATA)] = self._values(index[SPLIT])
         return pd.DataFrame(found, index=index.index)
 
 
@@ -251,8 +253,11 @@ def export_png(study: Study, *, strict: bool = False) -> Done:
         todo = [well for plate in plates for well in _stale(study, plate, chosen, about, strict)]
         earlier = [(well.plate.source, well.plate.table, well.name) for well in todo]
         keep_earlier_parts(study, f"the crops in {folder}", earlier)
-        if todo:
+        if todo or any(plate.table.manifest.parts.keys() - plate.source.sites.keys() for plate in plates):
             (folder / TABLE).unlink(missing_ok=True)
+        for plate in plates:
+            if not plate.left:
+                _finish(plate)
         advance(len(index) - sum(len(well.plate.source.sites[well.name]) for well in todo))
         # closed whatever happens: the threads of an error that is kept would go on
         with closing(map_ahead(lambda well: _make(study, well, about, strict), todo, 2 * workers())) as done:
@@ -312,7 +317,7 @@ def _open(study: Study, index: pd.DataFrame, name: str, classes: _Classes) -> _P
 def _stale(
     study: Study, plate: _Plate, chosen: Mapping[tuple[str, str], np.ndarray], about: pd.DataFrame, strict: bool
 ) -> list[_Well]:
-    """The wells of `plate` that are not current; a plate without any is brought into its final form."""
+    """The wells of `plate` that are not current."""
     manifest, todo = plate.table.manifest, []
     for name, sites in plate.source.sites.items():
         kept = chosen.get((plate.source.plate, name))
@@ -323,8 +328,6 @@ def _stale(
         if not current or (strict and lacks_site(manifest.parts[name])):
             todo.append(_Well(plate, name, key, kept))
     plate.left = len(todo)
-    if not todo:
-        _finish(plate)
     return todo
 
 
@@ -391,7 +394,9 @@ def _rows(cells: pd.DataFrame, key: str, names: Sequence[str], target: Mapping[s
     more = {str(n).removeprefix(METADATA): cells[n] for n in cells if n not in (*theirs, PLATE, WELL, SITE)}
     images = [f"{key}/{name}" for name in names]
     last: dict[str, Any] = {KEY: key, **target, IMAGE: images}
-    return pd.DataFrame({**first, **{n: more[n] for n in more if n not in first and n not in last}, **last})
+    rows = pd.DataFrame({**first, **{n: more[n] for n in more if n not in first and n not in last}, **last})
+    # the types of a well without cells are those of others
+    return rows.astype({KEY: "str", IMAGE: "str"} | {name: type(value) for name, value in target.items()})
 
 
 def _finish(plate: _Plate) -> None:
@@ -423,11 +428,12 @@ def _our_names(found: pd.DataFrame, file: Path) -> pd.DataFrame:
         raise InputError(f"{file}: {KEY} {odd[0]!r}: expected plate/well/site")
     columns: dict[str, Any] = {name: keys.map({k: p[i] for k, p in parts.items()}) for i, name in enumerate(_PLACE)}
     columns[WELL] = columns[WELL].map({well: plain_well(well) or well for well in columns[WELL].unique()})
-    columns[CELL] = found.get(INDEX, found.groupby(KEY, sort=False).cumcount()).astype(np.int64)
+    numbered = INDEX in found and pd.api.types.is_integer_dtype(found[INDEX])
+    columns[CELL] = (found[INDEX] if numbered else found.groupby(KEY, sort=False).cumcount()).astype(np.int32)
     for theirs, ours in ((NUCLEUS_X, X), (NUCLEUS_Y, Y)):
-        if not pd.api.types.is_numeric_dtype(found[theirs]):
-            raise InputError(f"{file}: {theirs} holds text or nothing in some rows, expected px")
-        columns[ours] = found[theirs].astype(np.float64)
+        columns[ours] = pd.to_numeric(found[theirs], errors="coerce").astype(np.float64)
+        if bad := columns[ours].isna().to_numpy().nonzero()[0].tolist():
+            raise InputError(f"{file} row {bad[0] + 2}: {theirs} is {found[theirs].iloc[bad[0]]!r}, expected px")
     for name in found.columns.drop([KEY, NUCLEUS_X, NUCLEUS_Y, IMAGE, INDEX], errors="ignore"):
         ours = str(name) if str(name).startswith(METADATA) else f"{METADATA}{name}"
         if ours not in columns:

@@ -23,8 +23,15 @@ controls: "Metadata_Compound == 'DMSO'"
 seed: 0
 locate: {{method: nuclei, channel: DNA}}
 crops: {{size: {crop}}}
-profile: {{network: small_cnn}}  # untrained: random filters, a baseline that every trained network must beat
-scores: {{select: "Metadata_Compound != 'DMSO'"}}
+"""
+_UNTRAINED = """\
+profile: {network: small_cnn}  # untrained: random filters, a baseline that every trained network must beat
+scores: {select: "Metadata_Compound != 'DMSO'"}
+"""
+_TRAINED = """\
+train: {init: random, epochs: 12, batch: 32}  # to tell the compounds apart, on two of the three wells of each
+profile: {network: small_cnn, weights: trained}
+scores: {select: "Metadata_Compound != 'DMSO'", baselines: [permutation, cell_count, untrained]}
 """
 _CROP_UM = 38.4  # a cell and what is next to it
 
@@ -47,7 +54,7 @@ def simulate_study(folder: Path, **settings: Any) -> Study:
     if taken := [name for name in (NAME, "images") if (folder / name).exists()]:
         raise InputError(f"{folder} has {' and '.join(taken)} already; choose another folder or delete this one")
     with locked(folder):
-        _simulate(folder, settings)
+        _simulate(folder, settings, _UNTRAINED)
     return read_study(folder)
 
 
@@ -58,11 +65,11 @@ def prepare_demo(folder: Path) -> Study:
         sweep(folder, below=False)
         if not (folder / NAME).exists():
             log.info("demo: simulating 3 plates of microscope images in %s", folder / "images")
-            _simulate(folder, {})
+            _simulate(folder, {}, _TRAINED)
     return read_study(folder)
 
 
-def _simulate(folder: Path, settings: dict[str, Any]) -> None:
+def _simulate(folder: Path, settings: dict[str, Any], rest: str) -> None:
     if not (folder / "images").exists():
         with atomic_folder(folder / "images") as images:
             simulate(images, **settings)
@@ -70,4 +77,4 @@ def _simulate(folder: Path, settings: dict[str, Any]) -> None:
     pixel = settings.get("pixel_size_um", 0.6)
     crop = max(8, 8 * round(_CROP_UM / pixel / 8))
     with atomic_path(folder / NAME) as path:
-        path.write_text(_STUDY.format(height=height, width=width, pixel=pixel, crop=crop), "utf-8")
+        path.write_text(_STUDY.format(height=height, width=width, pixel=pixel, crop=crop) + rest, "utf-8")

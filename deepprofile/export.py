@@ -1,6 +1,7 @@
 """The export stage: cells cut out once and kept in the crop store, wells in parallel."""
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -33,6 +34,7 @@ from deepprofile.crop_store import (
     IMAGE_TYPE,
     LENGTH,
     OFFSET,
+    ONE_TYPE,
     is_whole,
     part_name,
     plate_crops,
@@ -46,7 +48,7 @@ from deepprofile.sites import site_rows
 from deepprofile.study import Study
 from deepprofile.work import Done, log, map_ahead, progress, workers
 
-_BATCH = 256  # crops that each thread has in memory
+_MEMORY = 1 << 24  # bytes of crops that each thread holds
 # what is scaled at a time, little enough for the cache of a processor
 _BLOCK = 8  # crops
 _ROWS = 64  # of an image
@@ -110,8 +112,9 @@ def export_crops(study: Study, *, strict: bool = False) -> Done:
             if not plate.left:
                 _finish(plate)
         advance(len(index) - sum(len(well.plate.source.sites[well.name]) for well in todo))
+        maker = _Maker(study, strict)
         # closed whatever happens: the threads of an error that is kept would go on
-        with closing(map_ahead(lambda well: _make(study, well, strict), todo, 2 * workers())) as done:
+        with closing(map_ahead(maker.make, todo, 2 * workers())) as done:
             for made in done:
                 _keep(made)
                 advance(len(made.well.plate.source.sites[made.well.name]))
@@ -131,6 +134,7 @@ def _open(study: Study, index: pd.DataFrame, name: str) -> _Plate:
     settings = {
         "format_version": FORMAT_VERSION,
         **study.export.model_dump(include={"depth", "compression"}),
+        "channels": list(study.channels),
         "preprocess": json.loads(study.preprocess.model_dump_json()),
         "illumination": study.correction,
     }
@@ -149,50 +153,82 @@ def _is_current(plate: _Plate, well: str, key: str, strict: bool) -> bool:
     return not part.rows or is_whole(plate.table.folder / part_name(well, key))
 
 
-def _make(study: Study, well: _Well, strict: bool) -> _Made:
-    """Cut and write the crops of one well; not yet recorded, so that one thread alone writes the manifest."""
-    skipped: list[tuple[str, str]] = []
-    path = well.plate.table.folder / part_name(well.name, well.key)
-    cells = well.plate.source.located.read(well.name)
-    table = write_part(path, well.plate.about, _batches(study, well, cells, skipped, strict))
-    if table is None:
-        empty = {FILE: pa.string(), OFFSET: pa.int64(), LENGTH: pa.int64(), IMAGE_TYPE: pa.string()}
-        table = cells.slice(0, 0)
-        for name, kind in empty.items():
-            table = table.append_column(name, pa.array([], kind))
-    said = {ABOUT: json.dumps(well.plate.about, sort_keys=True)}
-    return _Made(well, table.replace_schema_metadata(said), skipped)
+@dataclass
+class _Maker:
+    """What the threads that make wells share."""
+
+    study: Study
+    strict: bool
+    types: dict[np.dtype, str] = field(default_factory=dict)  # of crops, each with a site that has it
+    spare: list[np.ndarray] = field(default_factory=list)  # memory that no thread uses: new one is slow to get
+
+    def make(self, well: _Well) -> _Made:
+        """Cut and write the crops of a well; not yet recorded, so that one thread alone writes the manifest."""
+        skipped: list[tuple[str, str]] = []
+        path = well.plate.table.folder / part_name(well.name, well.key)
+        cells = well.plate.source.located.read(well.name)
+        table = write_part(path, well.plate.about, self._batches(well, cells, skipped))
+        if table is None:
+            table = cells.slice(0, 0)
+            empty = {IMAGE_TYPE: pa.string(), FILE: pa.string(), OFFSET: pa.int64(), LENGTH: pa.int64()}
+            for name, kind in empty.items():
+                table = table.append_column(name, pa.array([], kind))
+        said = {ABOUT: json.dumps(well.plate.about, sort_keys=True)}
+        return _Made(well, table.replace_schema_metadata(said), skipped)
+
+    def _batches(
+        self, well: _Well, cells: pa.Table, skipped: list[tuple[str, str]]
+    ) -> Iterator[tuple[pa.Table, np.ndarray]]:
+        """The crops of a well, site after site, and in `skipped` what is left out; a batch is gone with the next."""
+        source, preprocess = well.plate.source, self.study.preprocess
+        if well.chosen is not None:
+            cells = cells.filter(pa.array(well.chosen))
+        for row in site_rows(source.sites[well.name]):
+            here = cells.filter(pc.equal(cells[SITE], row[SITE]))
+            if not len(here):
+                continue
+            site, what = read_source(self.study, row, strict=self.strict), site_name(row)
+            if isinstance(site, str):
+                skipped.append((what, site))
+                continue
+            xy = np.stack([here[X].to_numpy(), here[Y].to_numpy()], axis=1)
+            kept = preprocess.keep(xy, site.image.shape)
+            skipped += lost_cells(preprocess, what, kept)
+            here, xy = here.filter(pa.array(kept)), xy[kept]
+            image_type, numbers = source.image_type(site.image), here[CELL].to_numpy()
+            here = here.append_column(IMAGE_TYPE, pa.array([image_type.name] * len(here), pa.string()))
+            cut = _cutter(self.study, well.plate, site)
+            memory = self._memory(site, what)
+            for start in range(0, len(xy), len(memory)):
+                some = slice(start, start + len(memory))
+                yield here[some], cut(xy[some], numbers[some], memory[: len(xy[some])])
+            self.spare.append(memory)
+
+    def _memory(self, site: SiteSource, what: str) -> np.ndarray:
+        """Memory for some crops of `site`.
+
+        Raises
+        ------
+        InputError
+            They are of another type than those of an earlier site.
+        """
+        preprocess = self.study.preprocess
+        kind = site.image.dtype if preprocess.mode == "slice" else np.dtype(np.float32)
+        kind = np.dtype(np.uint8) if self.study.export.depth == "uint8" else kind
+        self.types.setdefault(kind, what)
+        if len(self.types) > 1:
+            other = next(one for one in list(self.types.values()) if one != what)
+            raise InputError(f"{what}: {kind} images, those of {other} are not; {ONE_TYPE}")
+        if self.spare:
+            return self.spare.pop()
+        shape = (preprocess.size, preprocess.size, len(preprocess.channels))
+        return np.empty((max(1, _MEMORY // (math.prod(shape) * kind.itemsize)), *shape), kind)
 
 
-def _batches(
-    study: Study, well: _Well, cells: pa.Table, skipped: list[tuple[str, str]], strict: bool
-) -> Iterator[tuple[pa.Table, np.ndarray]]:
-    """The crops of a well, site after site, and what was left out in `skipped`."""
-    source, preprocess = well.plate.source, study.preprocess
-    if well.chosen is not None:
-        cells = cells.filter(pa.array(well.chosen))
-    for row in site_rows(source.sites[well.name]):
-        here = cells.filter(pc.equal(cells[SITE], row[SITE]))
-        if not len(here):
-            continue
-        site, what = read_source(study, row, strict=strict), site_name(row)
-        if isinstance(site, str):
-            skipped.append((what, site))
-            continue
-        xy = np.stack([here[X].to_numpy(), here[Y].to_numpy()], axis=1)
-        kept = preprocess.keep(xy, site.image.shape)
-        skipped += lost_cells(preprocess, what, kept)
-        here, xy = here.filter(pa.array(kept)), xy[kept]
-        image_type, numbers = source.image_type(site.image), here[CELL].to_numpy()
-        here = here.append_column(IMAGE_TYPE, pa.array([image_type.name] * len(here), pa.string()))
-        cut = _cutter(study, well.plate, site)
-        for start in range(0, len(xy), _BATCH):
-            some = slice(start, start + _BATCH)
-            yield here[some], cut(xy[some], numbers[some])
-
-
-def _cutter(study: Study, plate: _Plate, site: SiteSource) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """What makes crops (n, H, W, C) in the depth of the store from centres (n, 2) and numbers of cells (n,)."""
+def _cutter(
+    study: Study, plate: _Plate, site: SiteSource
+) -> Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]:
+    """What fills an array (n, H, W, C) of the store's depth by centres (n, 2) and numbers of cells (n,), returning it."""
     preprocess, source = study.preprocess, plate.source
     if study.export.depth == "original":
         return partial(site.cut, preprocess)
@@ -200,12 +236,11 @@ def _cutter(study: Study, plate: _Plate, site: SiteSource) -> Callable[[np.ndarr
     if by_pixel and np.issubdtype(site.image.dtype, np.integer):
         return partial(replace(site, image=_looked_up(plate, preprocess, site.image)).cut, preprocess)
 
-    def cut(xy: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-        crops = site.cut(preprocess, xy, numbers)
-        out = np.empty(crops.shape, np.uint8)
-        for start in range(0, len(crops), _BLOCK):
+    def cut(xy: np.ndarray, numbers: np.ndarray, out: np.ndarray) -> np.ndarray:
+        for start in range(0, len(out), _BLOCK):
             some = slice(start, start + _BLOCK)
-            scaled = preprocess.scale(crops[some], source.levels, source.image_type(site.image))
+            crops = site.cut(preprocess, xy[some], numbers[some])
+            scaled = preprocess.scale(crops, source.levels, source.image_type(site.image))
             low, high = scaled.min(), scaled.max()
             if low < 0 or high > 1:
                 raise InputError(

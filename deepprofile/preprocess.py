@@ -52,7 +52,12 @@ class Preprocess(CropSettings, frozen=True):
         return np.all((xy >= -0.5) & (xy < np.array([shape[1], shape[0]]) - 0.5), axis=1)
 
     def cut(
-        self, image: np.ndarray, xy: np.ndarray, labels: np.ndarray | None = None, own: np.ndarray | None = None
+        self,
+        image: np.ndarray,
+        xy: np.ndarray,
+        labels: np.ndarray | None = None,
+        own: np.ndarray | None = None,
+        out: np.ndarray | None = None,
     ) -> np.ndarray:
         """Crops in counts.
 
@@ -65,13 +70,15 @@ class Preprocess(CropSettings, frozen=True):
         labels : int array, shape (H, W), and own : int array, shape (n,)
             For ``mask``: the label of each pixel and of each cell. Pixels of another label are 0; of interpolated
             crops those nearest to which another label stands.
+        out : array, optional
+            What is filled and returned.
 
         Returns
         -------
         array, shape (n, size, size, C)
             The image's type, or float32 where ``mode="interpolate"``.
         """
-        crops = (slice_crops if self.mode == "slice" else interpolate_crops)(image, xy, self.size, self.border)
+        crops = (slice_crops if self.mode == "slice" else interpolate_crops)(image, xy, self.size, self.border, out)
         if self.mask:
             assert labels is not None, "mask needs the labels"
             assert own is not None, "mask needs the label of each cell"

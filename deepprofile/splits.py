@@ -141,6 +141,11 @@ def split_cells(
     for side in (TRAIN, VALIDATION):
         if not counts[:, side].any():
             raise InputError(f"train.split.by {by}: no cell is in {_SIDES[side]}; choose another split")
+    if not set.intersection(*_values_of_sides(frame["class"], counts)):
+        raise InputError(
+            f"train.split.by {by}: no class is on both sides, so nothing that is learned is validated; split by what "
+            "each class has several of, such as well or plate"
+        )
     shares = _shares(frame, counts)
     units = _unit_table(frame, counts, by, columns)
     return SplitCells(parts, units, shares, (*_warnings(frame, counts, by, shares), *said))
@@ -195,7 +200,7 @@ def _groups(
 
 def _need(frame: pd.DataFrame, role: str, key: str) -> pd.Series:
     if role not in frame:
-        raise InputError(f"{key}: it needs the {role} of each cell; name its column in columns.{role} of study.yaml")
+        raise InputError(f"{key}: it needs the {role} of each cell; columns.{role} in study.yaml names its column")
     return frame[role]
 
 
@@ -208,17 +213,17 @@ def _rng(seed: int, *words: str) -> np.random.Generator:
 # --- who takes part
 
 
-def _chosen(treatment: pd.Series, treatments: Sequence[str], said: list[str]) -> pd.Series:
-    absent = sorted(set(treatments) - set(treatment))
+def _chosen(treatment: pd.Series, treatments: Sequence[str], said: list[str]) -> np.ndarray:
+    absent = sorted(set(treatments) - set(treatment.unique()))
     if len(absent) == len(set(treatments)):
-        why = no_value(absent[0], sorted(set(treatment) - {""}), "treatment") if absent else "it lists none"
+        why = no_value(absent[0], sorted(set(treatment.unique()) - {""}), "treatment") if absent else "it lists none"
         raise InputError(f"train.treatments: {why}")
     if absent:
         said.append(f"there is no crop of {named(absent)} of train.treatments")
     return _among(treatment, treatments)
 
 
-def _in_top_moas(frame: pd.DataFrame, said: list[str]) -> pd.Series:
+def _in_top_moas(frame: pd.DataFrame, said: list[str]) -> np.ndarray:
     """Cells with one of the largest MOAs, counted in compounds, and controls; of equal ones the first by name."""
     moa, compound = (_need(frame, role, "train.split.by TD1") for role in ("moa", "compound"))
     pairs = pd.DataFrame({"moa": moa, "compound": compound})[frame["used"] & ~frame["control"] & (moa != "")]
@@ -235,19 +240,19 @@ def _in_top_moas(frame: pd.DataFrame, said: list[str]) -> pd.Series:
             f"the {_TOP_MOAS} largest MOAs end among {(sizes == cut).sum()} of {cut} compounds each; by name, "
             f"{(top == cut).sum()} of them are in and {named(lost)} are out"
         )
-    return _among(moa, top.index) | frame["control"]
+    return _among(moa, top.index) | frame["control"].to_numpy()
 
 
-def _in_random_compounds(frame: pd.DataFrame, seed: int) -> pd.Series:
+def _in_random_compounds(frame: pd.DataFrame, seed: int) -> np.ndarray:
     compound = _need(frame, "compound", "train.split.by TD4")
-    names = sorted(set(compound[frame["used"] & ~frame["control"]]) - {""})
+    names = sorted(set(compound[frame["used"] & ~frame["control"]].unique()) - {""})
     if len(names) < _COMPOUNDS:
         raise InputError(
             f"train.split.by TD4: it draws {_COMPOUNDS} of the compounds, and there are {len(names)}; TD5 and three "
             "train on all"
         )
     drawn = _rng(seed, "TD4").choice(len(names), _COMPOUNDS, replace=False)
-    return _among(compound, [names[i] for i in drawn]) | frame["control"]
+    return _among(compound, [names[i] for i in drawn]) | frame["control"].to_numpy()
 
 
 # --- who is on which side: an int8 array, an entry per group
@@ -301,22 +306,35 @@ def _joined(parts: Sequence[pd.Series]) -> pd.Series:
 
 
 def _held_out(frame: pd.DataFrame, split: Split, seed: int) -> set[str]:
-    """The units that validate: a fraction of those of each class, or of all where units hold several classes."""
+    """The units that validate: a fraction of those of each class.
+
+    Where units hold several classes, as plates do, it is a fraction of those that hold the same classes, such as the
+    plates of one map, and of all that hold what no other does.
+    """
     pairs = frame[["class", "unit"]].drop_duplicates().sort_values(["class", "unit"])
-    if pairs["unit"].duplicated().any():
-        units = sorted(set(pairs["unit"]))
-        if len(units) < 2:
-            raise InputError(f"train.split.by {split.by}: all cells are of {units[0]}; choose another split")
-        return set(_draw(units, split.fraction, _rng(seed, split.by)))
     held: set[str] = set()
-    for name, of_class in pairs.groupby("class")["unit"]:
-        held.update(_draw(of_class.tolist(), split.fraction, _rng(seed, split.by, str(name))))
+    if not pairs["unit"].duplicated().any():
+        alike = {str(name): of_class.tolist() for name, of_class in pairs.groupby("class")["unit"]}
+    elif split.by == "replicate":
+        alike = {"": _common(frame)}
+    else:
+        classes = pairs.groupby("unit")["class"].agg("\n".join)
+        kinds = classes.where(classes.duplicated(keep=False), "").rename("kind")
+        alike = {str(kind): units.index.tolist() for kind, units in kinds.groupby(kinds)}
+    for name, units in alike.items():
+        held.update(_draw(units, split.fraction, _rng(seed, split.by, name)))
     if not held:
         raise InputError(
             f"train.split.by {split.by}: no class has two, of which one could validate; choose another split, or say "
             "with train.split.validation which validate"
         )
     return held
+
+
+def _common(frame: pd.DataFrame) -> list[str]:
+    """The replicates that half of the treatments have: what is on every plate, as a control, has many more."""
+    doses = frame[~frame["control"]].groupby("unit")["dose"].nunique()
+    return [str(unit) for unit in doses.index[2 * doses >= frame["dose"][~frame["control"]].nunique()]]
 
 
 def _draw(units: list[str], fraction: float, rng: np.random.Generator) -> list[str]:
@@ -327,10 +345,11 @@ def _draw(units: list[str], fraction: float, rng: np.random.Generator) -> list[s
 
 def _listed(names: Sequence[pd.Series], train: Sequence[str], validation: Sequence[str], by: str) -> np.ndarray:
     """Sides by the values of `by`; `names` are the full names of units and their short ones."""
-    known = set().union(*names) - {""}
+    known = {value for name in names for value in name.unique()} - {""}
+    short = sorted(set(names[-1].unique()) - {""})
     chosen = {}
     for key, values in (("train", train), ("validation", validation)):
-        wanted = [_match(value, known, sorted(set(names[-1]) - {""}), f"train.split.{key}", by) for value in values]
+        wanted = [_match(value, known, short, f"train.split.{key}", by) for value in values]
         chosen[key] = np.any([_among(name, wanted) for name in names], axis=0)
     if (both := chosen["train"] & chosen["validation"]).any():
         raise InputError(f"train.split: {by} {names[0][both].iloc[0]} is in train and in validation")
@@ -397,7 +416,7 @@ def _one(frame: pd.DataFrame, seed: int, said: list[str]) -> np.ndarray:
         drawn = [names[i] for i in _rng(seed, "one", str(dose)).permutation(len(names))]
         sides |= dict.fromkeys(drawn[:train], TRAIN) | dict.fromkeys(drawn[train : train + held], VALIDATION)
     what = "split one trains on two wells of a treatment and validates on a third"
-    if not sides:
+    if not set(sides) & set(wells["name"][wells["used"] & ~wells["control"]].unique()):
         raise InputError(f"train.split.by one: {what}, and no treatment has three")
     if short:
         said.append(f"{what}; without part: {named(short)}")
@@ -450,8 +469,8 @@ def _cross_dose(frame: pd.DataFrame, split: Split, columns: Columns, label: Sequ
         second, highest = _highest(frame, key)
         train, held = train or (second,), held or (highest,)
     sides = _listed([dose], train, held, "concentration")
-    classes = [set(frame["class"][frame["used"] & (sides == side)]) for side in (TRAIN, VALIDATION)]
-    if not classes[0] & classes[1]:
+    trained, validated = (set(frame["class"][frame["used"] & (sides == side)].unique()) for side in (TRAIN, VALIDATION))
+    if not trained & validated:
         raise InputError(
             f"{key}: no class has cells at {named(train)} and at {named(held)}; train.label must be the same at each "
             "concentration, such as the compound"
@@ -485,6 +504,7 @@ def _random_cells(
     """A fraction of the cells of each class in each well validates, and the others train; int8, an entry per cell."""
     require_columns(table, [CELL], "the crops")
     strata, names = pd.factorize(_joined([frame["plate"], frame["well"], frame["class"]]), sort=True)
+    distinct = names.tolist()
     stratum, site = strata[group], pd.factorize(frame["site"], sort=True)[0][group]
     rows = np.flatnonzero(frame["used"].to_numpy()[group])
     rows = rows[np.lexsort((table[CELL].to_numpy()[rows], site[rows], stratum[rows]))]
@@ -494,7 +514,7 @@ def _random_cells(
     held = np.zeros(len(names), np.int64)
     ranks = []
     for i in np.flatnonzero(many).tolist():
-        rng = _rng(seed, "cells", names[i])
+        rng = _rng(seed, "cells", distinct[i])
         ranks.append(rng.permutation(many[i]))
         held[i] = split.fraction * kept[i] + rng.random()  # rounded by lot, or no cell of small wells would validate
     rank = np.concatenate(ranks)
@@ -530,21 +550,26 @@ def _shares(frame: pd.DataFrame, counts: np.ndarray) -> dict[str, float]:
 
 def _warnings(frame: pd.DataFrame, counts: np.ndarray, by: str, shares: dict[str, float]) -> list[str]:
     said = []
-    train, held = (counts[:, side] > 0 for side in (TRAIN, VALIDATION))
-    wells = _joined([frame["plate"], frame["well"]])
-    if both := set(wells[train]) & set(wells[held]):
+    trained, validated = _values_of_sides(_joined([frame["plate"], frame["well"]]), counts)
+    if both := trained & validated:
         said.append(
-            f"{len(both):,} of {len(set(wells[held])):,} wells that validate have cells in training too: the "
-            "validation accuracy says nothing about a new well"
+            f"{len(both):,} of {len(validated):,} wells that validate have cells in training too: the validation "
+            "accuracy says nothing about a new well"
         )
     if by == "cross_dose" and shares["plate"]:
         said.append(
             f"{shares['plate']:.0%} of the validation cells are on a plate where their class trains at the other "
             "concentration, perhaps in the next well: what they share may be the place"
         )
-    if only := sorted(set(frame["class"][train]) - set(frame["class"][held])):
+    trained, validated = _values_of_sides(frame["class"], counts)
+    if only := sorted(trained - validated):
         said.append(f"no cell validates of {named(only)}: such classes only train")
     return said
+
+
+def _values_of_sides(values: pd.Series, counts: np.ndarray) -> tuple[set[str], set[str]]:
+    train, held = (set(values[counts[:, side] > 0].unique()) for side in (TRAIN, VALIDATION))
+    return train, held
 
 
 def _unit_table(frame: pd.DataFrame, counts: np.ndarray, by: str, columns: dict[str, str]) -> pd.DataFrame:

@@ -25,6 +25,9 @@ _WIDTH = re.compile(r"^(?:0?[<>])?(?:[1-9]\d?)?s?$")  # {site:0>2} is 01
 STAGES = ("illumination", "locations", "crops", "models", "features", "profiles", "scores")
 
 
+SPLITS_AS_THEY_ARE = ("one", "two", "TD1", "TD2", "TD3", "cross_dose")  # nothing is drawn by a fraction
+
+
 class Section(BaseModel, frozen=True, extra="forbid"):
     """A part of study.yaml: frozen, and unknown keys are refused."""
 
@@ -175,7 +178,7 @@ class Schedule(Section):
         return self
 
 
-class Split(Section):
+class Split(Section, coerce_numbers_to_str=True):  # concentrations may be listed as numbers
     """The `train.split` section: which cells train and which validate; `by` alone will do."""
 
     by: str = "well"  # cell, site, well, replicate, plate, batch, compound, concentration, a column, or a preset
@@ -187,6 +190,13 @@ class Split(Section):
     @classmethod
     def _by_alone(cls, value: Any) -> Any:
         return {"by": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _fraction_of_what_is_drawn(self) -> "Split":
+        if "fraction" in self.model_fields_set and (self.train or self.validation or self.by in SPLITS_AS_THEY_ARE):
+            what = "the lists train and validation decide" if self.train or self.validation else f"{self.by} decides"
+            raise ValueError(f"fraction: {what} who validates; leave it out")
+        return self
 
 
 class Train(Section):

@@ -183,6 +183,8 @@ def _text(
         "  border: zero  # or reflect, or drop: cells whose crop leaves the image",
         "  normalize: plate_control  # or minmax (each crop by itself, loses intensity), or none",
         "",
+        "# train: {}  # teaches the network to tell the treatments apart; profile.weights: trained then uses it",
+        "",
         "profile:",
         "  network: efficientnet_b0  # `deepprofile models` lists all",
         "  weights: imagenet  # downloaded once; or a file; without this line the network is untrained, a baseline",

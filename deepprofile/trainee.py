@@ -1,5 +1,6 @@
 """What is trained: a network with augmentation before it and its loss behind it, driven by Keras on any backend."""
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -32,8 +33,8 @@ class Trainee(keras.Model):
         super().__init__(name="trainee", dtype="float32")  # the network alone may compute in half precision
         self.network = network
         self.augment = AugmentCrops() if augment else None
-        self._l2 = l2
-        self._kernels = [v for v in network.trainable_variables if len(v.shape) > 1 and "kernel" in v.name]
+        for kernel in (v for v in network.trainable_variables if len(v.shape) > 1 and "kernel" in v.name):
+            kernel.regularizer = keras.regularizers.L2(l2)  # which Keras shares out where several devices add up
 
     def build(self, input_shape: Any) -> None:
         """Nothing: the network came with its weights, and augmentation has none."""
@@ -43,15 +44,11 @@ class Trainee(keras.Model):
         crops = drawn.pop(CROPS)
         if keras.backend.standardize_dtype(crops.dtype) == "uint8":
             crops = ops.cast(crops, "float32") / 255
+        if "partner" in drawn:  # a number within the batch; a device may hold a part of it
+            drawn["partner"] = drawn["partner"] % ops.shape(crops)[0]
         if training and self.augment is not None:
             crops = self.augment([crops, drawn])
         return self.network(crops, training=training)
-
-    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
-        loss = super().compute_loss(*args, **kwargs)
-        for kernel in self._kernels if self._l2 else ():
-            loss = loss + self._l2 * ops.sum(ops.square(ops.cast(kernel, "float32")))
-        return loss
 
 
 def compile_trainee(trainee: Trainee, settings: Train, classes: int) -> None:
@@ -86,11 +83,13 @@ def jit_compile() -> bool | str:
     return False if keras.backend.backend() == "tensorflow" else "auto"
 
 
-def predict_logits(network: keras.Model, crops: np.ndarray, batch: int) -> np.ndarray:
+def predict_logits(
+    network: keras.Model, crops: np.ndarray, batch: int, share: Callable[[np.ndarray], Any] = np.asarray
+) -> np.ndarray:
     """Logits of at most `batch` crops, filled up to that number so that the network meets one shape only.
 
-    crops : float32 (n, H, W, C). Returns float32 (n, classes).
+    crops : float32 (n, H, W, C); share : as of `deepprofile.devices.Replicas`. Returns float32 (n, classes).
     """
     full = np.zeros((batch, *crops.shape[1:]), np.float32)
     full[: len(crops)] = crops
-    return np.asarray(network.predict_on_batch(full), np.float32)[: len(crops)]
+    return np.asarray(network.predict_on_batch(share(full)), np.float32)[: len(crops)]

@@ -26,6 +26,7 @@ from deepprofile.checkpoints import load_state, read_state, save_state, states
 from deepprofile.crop_selection import read_treatments
 from deepprofile.crop_store import Crops, open_crops
 from deepprofile.curves import draw_curves
+from deepprofile.devices import replicas
 from deepprofile.features import profile_cells
 from deepprofile.initialization import freeze, initial_network
 from deepprofile.labels import Labels, class_weights, make_labels
@@ -35,7 +36,7 @@ from deepprofile.registry import load, package
 from deepprofile.sampling import epoch_rows, validation_rows
 from deepprofile.schedules import best_epoch, is_over, learning_rate
 from deepprofile.soft_labels import Targets
-from deepprofile.splits import TRAIN, VALIDATION, SplitCells, split_cells
+from deepprofile.splits import NEITHER, TRAIN, VALIDATION, SplitCells, split_cells
 from deepprofile.study import NAME, Study, Train
 from deepprofile.trackers import trackers
 from deepprofile.trainee import Trainee, compile_trainee, jit_compile, predict_logits
@@ -114,19 +115,21 @@ def choose_cells(study: Study, crops: "Crops | DeepProfilerCrops") -> Cells:
     treatments = None
     if settings.treatments is not None:
         treatments = read_treatments(study.path(settings.treatments), _column(study))
-    controls = None if study.controls is None else select(table, study.controls).to_numpy()
+    used = np.ones(len(table), bool) if settings.select is None else select(table, settings.select).to_numpy()
+    if not used.any():
+        raise InputError(f"train.select: {settings.select!r} picks none of {len(table):,} cells")
+    chosen = table[used]
     split = split_cells(
-        table,
+        chosen,
         settings.split,
         study.columns,
         label=study.label,
         seed=study.seed,
-        controls=controls,
+        controls=None if study.controls is None else select(chosen, study.controls).to_numpy(),
         treatments=treatments,
     )
-    parts = split.parts
-    if settings.select is not None:
-        parts = np.where(select(table, settings.select), parts, 0)
+    parts = np.full(len(table), NEITHER, np.int8)
+    parts[used] = split.parts
     labels = make_labels(table, study.label, parts, min_cells=settings.min_cells)
     held = np.where(parts == VALIDATION, labels.codes, -1)
     if not (held >= 0).any():
@@ -210,17 +213,22 @@ class _Training:
         labels = cells.labels
         self.classes = len(labels.classes)
         keras.utils.set_random_seed(study.seed)  # of dropout; everything else is drawn by numpy
-        self.network = _network(study, self.classes)
-        self.network.compile(jit_compile=jit_compile())
+        self.replicas = replicas()
+        with self.replicas.scope():
+            self.network = _network(study, self.classes)
+            self.network.compile(jit_compile=jit_compile())
         self.trainee = Trainee(self.network, augment=bool(settings.augment), l2=settings.l2)
-        compile_trainee(self.trainee, settings, self.classes)
+        with self.replicas.scope():
+            compile_trainee(self.trainee, settings, self.classes)
+            self.replicas.agree(self.trainee.optimizer)
         self.targets = Targets(cells.train, self.classes, settings.label_smoothing, settings.online_smoothing)
         weights = class_weights(cells.train, settings.class_weights, labels.classes)
-        self.batches = Batches(cells.crops, self.targets, weights, settings.augment or None, study.seed)
+        shares = self.replicas.number
+        self.batches = Batches(cells.crops, self.targets, weights, settings.augment or None, study.seed, shares)
         self.plates = cells.crops.table[PLATE].to_numpy()
         self.history: list[dict[str, Any]] = []
         cells_an_epoch = len(self._rows(0))
-        self.batch = min(settings.batch, cells_an_epoch)
+        self.batch = self.replicas.batch(settings.batch, cells_an_epoch)
         self.steps = cells_an_epoch // self.batch  # the rest of the cells has its turn in another epoch
 
     def run(self) -> int:
@@ -252,9 +260,10 @@ class _Training:
         began = time.perf_counter()
         before_average = _Weights()
         rows = self._rows(epoch)[: self.steps * self.batch].reshape(self.steps, self.batch)
-        logs = fit_epoch(
-            trainee, self.batches.epoch(epoch, rows), self.steps, lambda: advance(self.batch), before_average
-        )
+        with self.replicas.scope():
+            logs = fit_epoch(
+                trainee, self.batches.epoch(epoch, rows), self.steps, lambda: advance(self.batch), before_average
+            )
         seconds = time.perf_counter() - began
         if not math.isfinite(logs["loss"]):
             raise InputError(
@@ -313,7 +322,9 @@ class _Training:
         parts = (rows[i : i + self.batch] for i in range(0, len(rows), self.batch))
         with closing(map_ahead(lambda at: (at, self.cells.crops.network_input(at)), parts, 2 * workers())) as read:
             for at, crops in read:
-                yield at, predict_logits(self.network, crops, self.batch)
+                with self.replicas.scope():
+                    logits = predict_logits(self.network, crops, self.batch, self.replicas.share)
+                yield at, logits
 
     def _keep(self, row: dict[str, Any]) -> dict[str, float]:
         """Write the network of this epoch where it is one to keep, and score its profiles where that is asked for."""
@@ -371,6 +382,8 @@ class _Training:
             f"{len(cells.validation):,}",
             settings.split.by,
         )
+        if self.replicas.number > 1:
+            log.info("train: %d devices share each batch of %d", self.replicas.number, self.batch)
         for warning in cells.split.warnings:
             log.warning("train: %s", warning)
         if not cells.crops.same_as_profiling:

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = ("plugins", "deepprofile", "evaluation", "cytominer_tools")
 HEAVY = {"keras", "tensorflow", "torch", "pandas", "numpy"}
 BACKENDS = {"tensorflow", "torch", "jax"}
+ALLOWED = {("deepprofile/devices.py", "tensorflow")}  # several GPUs
 PUBLIC = {
     "cytominer_tools": [
         *(
@@ -66,8 +67,8 @@ def test_imports_go_down(package):
     paths = sorted((ROOT / package).rglob("*.py"))
     assert paths
     found = [(path, line, name) for path in paths for line, name in imported(path)]
-    bad = [f"{p.relative_to(ROOT)}:{line} imports {name}" for p, line, name in found if name in refused(package)]
-    assert not bad
+    bad = [(p.relative_to(ROOT).as_posix(), line, name) for p, line, name in found if name in refused(package)]
+    assert [f"{p}:{line} imports {name}" for p, line, name in bad if (p, name) not in ALLOWED] == []
 
 
 def test_the_walk_sees_imports_inside_functions(tmp_path, monkeypatch):

@@ -153,6 +153,16 @@ _preview_option = click.option(
 )
 
 
+_format_option = click.option(
+    "--format",
+    "layout",
+    type=click.Choice(["arrow", "png"]),
+    default="arrow",
+    show_default=True,
+    help="The crop store, or DeepProfiler's own layout: a PNG a cell, in single-cells/.",
+)
+
+
 def _no_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
@@ -161,10 +171,10 @@ def _stage(name: str, module: str, function: str, doc: str) -> None:
     reads_images = module in ("intensities", "locations", "export", "features")
 
     @main.command(name, help=doc)
-    @(_preview_option if name == "locate" else _no_option)
+    @{"locate": _preview_option, "export": _format_option}.get(name, _no_option)
     @(strict_option if reads_images else _no_option)
     @stage_options
-    def command(study: Path, as_json: bool, strict: bool = False, preview: bool = False) -> None:
+    def command(study: Path, as_json: bool, strict: bool = False, preview: bool = False, layout: str = "arrow") -> None:
         from importlib import import_module
 
         if preview:
@@ -175,7 +185,8 @@ def _stage(name: str, module: str, function: str, doc: str) -> None:
             return
         settings = {"strict": strict} if reads_images else {}
         with _quiet_keras() if module in ("features", "training") else _nothing():
-            run = getattr(import_module(f"deepprofile.{module}"), function)
+            chosen = ("deepprofiler_crops", "export_png") if layout == "png" else (module, function)
+            run = getattr(import_module(f"deepprofile.{chosen[0]}"), chosen[1])
         _report([run(_study(study), **settings)], as_json)
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deepprofile.crops import inside, interpolate_crops, slice_crops
+from deepprofile.crops import inside, interpolate_crops, nearest_crops, slice_crops
 from deepprofile.images import read_site
 
 
@@ -145,3 +145,23 @@ def test_interpolated_reflection_has_no_edge():
     row = interpolate_crops(gradient, [[0.0, 15.0]], 16, "reflect")[0, 0, :, 0]
     at = -8 / 30 * 29 + np.arange(16) * 16 / 30 * 29 / 15
     np.testing.assert_allclose(row, np.abs(at), atol=1e-5)
+
+
+# --- labels at the samples
+@pytest.mark.parametrize("border", ["zero", "reflect"])
+def test_the_nearest_pixel_of_each_sample(border):
+    """A ramp of columns, and one of rows, interpolates to where a sample stands; its nearest is that, rounded."""
+    rows, columns = np.mgrid[:40, :50]
+    xy = np.array([[9.3, 9.9], [24.0, 20.2], [49.0, 39.0], [1.6, 30.7]])
+    for axis, ramp in enumerate((rows, columns)):
+        at = interpolate_crops(ramp[..., None].astype("float32"), xy, 10, border)[..., 0]
+        nearest = nearest_crops(ramp.astype("int32"), xy, 10, border)
+        assert (nearest.shape, nearest.dtype) == ((4, 10, 10), np.int32)
+        inside = interpolate_crops(np.ones((40, 50, 1), "float32"), xy, 10, border)[..., 0] == 1
+        clear = inside & (np.abs(at % 1 - 0.5) > 1e-3)
+        assert clear.sum() > 200
+        np.testing.assert_array_equal(nearest[clear], np.floor(at[clear] + 0.5), err_msg=f"axis {axis}")
+
+
+def test_no_cell_no_labels():
+    assert nearest_crops(np.zeros((9, 9), "int32"), np.empty((0, 2)), 8).shape == (0, 8, 8)

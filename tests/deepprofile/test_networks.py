@@ -116,6 +116,7 @@ def test_a_head_of_other_classes_is_left_untrained(tmp_path, name):
     model = small(weights=path, classes=5)
     np.testing.assert_array_equal(model.get_layer("block2_conv").kernel, donor.get_layer("block2_conv").kernel)
     assert output(model).shape == (3, 5)
+    np.testing.assert_array_equal(model.get_layer("logits").kernel, small(classes=5).get_layer("logits").kernel)
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,50 @@ def test_cut_is_what_its_mode_says():
         np.testing.assert_array_equal(smooth, interpolate_crops(image, xy, 8, border))
 
 
+def test_pixels_of_other_cells_are_zero():
+    image = np.arange(1, 33, dtype="uint16").reshape(4, 4, 2)
+    labels = np.array([[1, 1, 0, 0], [1, 1, 0, 2], [0, 0, 2, 2], [0, 0, 2, 2]])
+    masked = preprocess(mask=True).cut(image, np.array([[2.0, 2.0], [2.0, 2.0]]), labels, np.array([2, 1]))
+    where = (slice(2, 6), slice(2, 6))  # of the image in the crop
+    for crop, own in zip(masked, (2, 1), strict=True):
+        np.testing.assert_array_equal(crop[where], np.where((labels == own)[..., None], image, 0))
+        assert crop.sum() == crop[where].sum()
+    assert (masked.dtype, masked.shape) == (np.dtype("uint16"), (2, 8, 8, 2))
+
+
+def test_a_mask_is_mirrored_with_the_image():
+    image = np.random.default_rng(0).integers(1, 99, (30, 40, 2)).astype("uint16")
+    labels = np.zeros((30, 40), int)
+    labels[:3, :5] = 4
+    one = preprocess(mask=True, border="reflect")
+    masked = one.cut(image, np.array([[1.0, 0.0]]), labels, np.array([4]))
+    expected = preprocess(border="reflect").cut(np.where(labels[..., None], image, 0), np.array([[1.0, 0.0]]))
+    np.testing.assert_array_equal(masked, expected)
+    assert masked[0, :4].any()  # rows above the image
+
+
+def test_the_mask_of_interpolated_crops_is_the_label_nearest_to_each_sample():
+    image = np.random.default_rng(0).integers(1, 99, (30, 40, 2)).astype("uint16")
+    xy = np.array([[12.3, 9.9], [38.0, 4.0]])
+    labels = np.full((30, 40), 7)
+    labels[:, :12] = 3
+    whole, smooth = preprocess(mode="interpolate"), preprocess(mode="interpolate", mask=True)
+    left = smooth.cut(image, xy, labels, np.array([3, 3]))
+    right = smooth.cut(image, xy, labels, np.array([7, 7]))
+    np.testing.assert_array_equal(left + right, whole.cut(image, xy))  # each pixel is of one of the two
+    assert not (left.astype(bool) & right.astype(bool)).any()
+    assert left[0, :, :3].any()
+    assert right[0, :, 5:].any()
+    assert not left[1].any()
+
+
+def test_labels_change_nothing_without_a_mask():
+    image = np.random.default_rng(0).integers(1, 99, (30, 40, 2)).astype("uint16")
+    xy = np.array([[12.3, 9.9]])
+    crops = preprocess().cut(image, xy, np.zeros((30, 40), int), np.array([1]))
+    np.testing.assert_array_equal(crops, preprocess().cut(image, xy))
+
+
 def test_kept_are_cells_with_their_centre_or_their_box_in_the_image():
     xy = np.array(
         [[-0.5, -0.5], [-0.51, 3], [39.4, 29.4], [39.5, 3], [3, 29.5], [4, 4], [3.4, 4], [36, 26], [36.5, 26]]

@@ -14,6 +14,7 @@ from study_factory import configure, run
 from cytominer_tools.errors import InputError
 from deepprofile import batches
 from deepprofile.batches import Batches
+from deepprofile.checks import check_study
 from deepprofile.export import export_crops
 from deepprofile.features import load_extractor
 from deepprofile.networks import build_network
@@ -147,6 +148,7 @@ def dying(number):
 os.fsync = dying
 from deepprofile import training
 from deepprofile.batches import Batches
+from deepprofile.checks import check_study
 read = Batches.read
 def reading(self, epoch, numbered):
     count("step")
@@ -412,3 +414,20 @@ def test_a_state_that_cannot_be_read(study, monkeypatch):
     (place / "variables.npz").write_bytes(whole[:1000])
     with pytest.raises(InputError, match=r"state_0001: it cannot be read .*; delete .* to train anew"):
         train_network(settings)
+
+
+# --- before anything is computed
+def test_check_says_what_keeps_it_from_training(fresh):
+    def told(**train):
+        study = configure(fresh.root, train={**TRAIN, **train}, profile=PROFILE)
+        return [(p.level, p.place, p.what) for p in check_study(study) if "train" in p.place or "weights" in p.place]
+
+    assert told(split="well") == []  # the weights that profile asks for are those to come
+    assert told(label=["Metadata_Compund"])[0][:2] == ("error", "study.yaml train")
+    assert "is it 'Metadata_Compound'" in told(label=["Metadata_Compund"])[0][2]
+    assert told(init="no.keras", split="well") == [
+        ("error", "study.yaml train.init", f"{fresh.root / 'no.keras'}: no such file")
+    ]
+    assert told(split="site")[0][:2] == ("warning", "study.yaml train.split")
+    study = configure(fresh.root, profile={"weights": "other"})
+    assert any("models/other/model.keras: no such file" in p.what for p in check_study(study))

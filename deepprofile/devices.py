@@ -1,0 +1,133 @@
+"""Several devices that share each batch of a training: tf.distribute with TensorFlow, keras.distribution with JAX.
+
+The one module that knows what the backend is, as Keras 3 leaves this to its user.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import keras
+import numpy as np
+
+from cytominer_tools.errors import InputError
+from deepprofile.work import log
+
+
+class Replicas:
+    """The devices that train one network together, each on its share of the batch; here only one.
+
+    A step of several is that of one device on the whole batch, but for batch normalization, whose mean and variance are
+    those of a share, and for dropout, which drops the same units in each share.
+    """
+
+    number = 1
+
+    def scope(self) -> AbstractContextManager[Any]:
+        """Where the network is made and its trainer compiled, and where Keras' fit and predict_on_batch run.
+
+        The object that is fitted is made outside: of one made inside Keras draws batches to build it by, and they are
+        lost where they come from a generator (keras.src.backend.tensorflow.trainer, _maybe_symbolic_build).
+        """
+        return nullcontext()
+
+    def share(self, batch: np.ndarray) -> Any:
+        """`batch` as predict_on_batch takes it, each device its share; the result is in the order of the batch."""
+        return batch
+
+    def agree(self, optimizer: keras.optimizers.Optimizer) -> None:
+        """Let `optimizer` clip gradients, and look for overflow in them, as if there were one device."""
+
+    def batch(self, wanted: int, cells: int) -> int:
+        """Cells of a batch: `wanted`, or all `cells` of an epoch where they are fewer, as far as they can be shared.
+
+        Raises
+        ------
+        InputError
+            It cannot be shared evenly.
+        """
+        n = self.number
+        if wanted % n:
+            near = sorted({max(wanted // n, 1) * n, (wanted // n + 1) * n})
+            raise InputError(
+                f"train.batch: {wanted} cells cannot be shared evenly by {n} devices; make it "
+                f"{' or '.join(map(str, near))}, or hide devices (CUDA_VISIBLE_DEVICES)"
+            )
+        if cells < n:
+            raise InputError(
+                f"train: an epoch has {cells} cells, fewer than the {n} devices that share them; hide devices "
+                "(CUDA_VISIBLE_DEVICES)"
+            )
+        return min(wanted, cells // n * n)
+
+
+def replicas(kind: str = "GPU") -> Replicas:
+    """The devices of `kind` that this process sees, where the backend can share a batch among them; else one."""
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        devices = [device.name for device in tf.config.list_logical_devices(kind)]
+        if len(devices) > 1:
+            return _Mirrored(devices)
+    elif backend == "jax":
+        devices = [name for name in keras.distribution.list_devices() if name.startswith(kind.lower())]
+        if len(devices) > 1:
+            return _Sharded(devices)
+    else:
+        log.info("train: on one device, as always with the backend %s; tensorflow and jax share a batch", backend)
+    return Replicas()
+
+
+class _Mirrored(Replicas):
+    """TensorFlow: a copy of the variables on each device, and gradients that are summed."""
+
+    def __init__(self, devices: list[str]) -> None:
+        import tensorflow as tf
+
+        self._strategy = tf.distribute.MirroredStrategy(devices)
+        self.number = len(devices)
+
+    def scope(self) -> AbstractContextManager[Any]:
+        return self._strategy.scope()
+
+    def share(self, batch: np.ndarray) -> Any:
+        shares = np.split(batch, self.number)
+        # given a plain array every device would compute all of it
+        return self._strategy.experimental_distribute_values_from_function(
+            lambda context: shares[context.replica_id_in_sync_group]
+        )
+
+    def agree(self, optimizer: keras.optimizers.Optimizer) -> None:
+        """Give it the mean of the gradients, which Keras would sum behind its clipping and its search for overflow.
+
+        Each device then holds a `number`-th of the gradient of the batch, is clipped to as much of the norm, and the
+        sum is what one device would have.
+        """
+        import tensorflow as tf
+
+        inner = getattr(optimizer, "inner_optimizer", optimizer)  # of loss scaling
+        if inner is optimizer and inner.global_clipnorm is None:
+            return
+        if inner.global_clipnorm is not None:
+            inner.global_clipnorm /= self.number
+        apply = optimizer.apply
+
+        def apply_mean(grads: list[Any], trainable_variables: list[Any] | None = None) -> None:
+            context = tf.distribute.get_replica_context()
+            apply(context.all_reduce(tf.distribute.ReduceOp.MEAN, grads), trainable_variables)
+
+        optimizer.apply = apply_mean
+
+
+class _Sharded(Replicas):
+    """JAX: the batch is cut up, and what is computed is that of the whole batch, batch normalization too."""
+
+    def __init__(self, devices: list[str]) -> None:
+        self._distribution = keras.distribution.DataParallel(devices=devices)
+        self.number = len(devices)
+
+    def scope(self) -> AbstractContextManager[Any]:
+        return self._distribution.scope()
+
+    def share(self, batch: np.ndarray) -> Any:
+        return keras.distribution.distribute_tensor(batch, self._distribution.get_data_layout(batch.shape))
