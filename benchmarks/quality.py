@@ -169,9 +169,9 @@ def open_study(folder: Path, name: str, seed: int, scale: Scale) -> Study:
         }
     else:
         made_by = {**scale.simulated, **STUDIES["fixed" if name == MINMAX else name], "seed": seed}
-        mark = digest(made_by)[:6]
-        home = folder / f"{name}-{mark}"
-        images = folder / f"{'fixed' if name == MINMAX else name}-{mark}" / "images"
+        stamp = digest(made_by)[:6]
+        home = folder / f"{name}-{stamp}"
+        images = folder / f"{'fixed' if name == MINMAX else name}-{stamp}" / "images"
         if not (images / "index.csv").exists():
             simulate(images, **made_by)
         settings |= {
@@ -286,14 +286,14 @@ def simulated_scores(study: Study, profiles: Profiles, strong: set[str]) -> Foun
     doses = sorted(set(profiles.treatments[CONCENTRATION].astype(float)) - {0.0})
     found: Found = {}
     for dose in doses:
-        mark = f" at {dose:g}" if len(doses) > 1 else ""
+        where = f" at {dose:g}" if len(doses) > 1 else ""
         treatments, wells = (
             table[(table[CONCENTRATION].astype(float) == dose) & (table[COMPOUND] != CONTROL)].reset_index(drop=True)
             for table in (profiles.treatments, profiles.spherized)
         )
         scores = treatment_scores(treatments, profiles.alike, quiet, strong)
         scores |= replicate_scores(wells, profiles.alike, quiet)
-        found |= {name + mark: value for name, value in scores.items()}
+        found |= {name + where: value for name, value in scores.items()}
     return found | batch_scores(study, profiles)
 
 
@@ -304,16 +304,18 @@ def treatment_scores(
     near = precision_at_r(alike(table), codes(table[MOA])).precision
     is_quiet, is_strong = (table[COMPOUND].isin(one).to_numpy() for one in (quiet, strong))
     found: Found = {"moa": mean(near), "moa quiet": mean(near[is_quiet]), "moa other": mean(near[~is_quiet])}
-    found |= {"moa strong": mean(near[is_strong]), "moa weak": mean(near[~is_strong])}
-    for name, chosen in (("", np.ones(len(table), bool)), (" strong", is_strong), (" weak", ~is_strong)):
+    if strong:
+        found |= {"moa strong": mean(near[is_strong]), "moa weak": mean(near[~is_strong])}
+    whole = np.ones(len(table), bool)
+    for name, chosen in (("", whole), *(((" strong", is_strong), (" weak", ~is_strong)) if strong else ())):
         part = table[chosen]
-        if len(part) < 2:
-            continue
         for percentile in (99.5, 95.0):
             one = enrichment(alike(part), codes(part[MOA]), percentile=percentile)
             above = one.above_match + one.above_other
             what = f"enrichment{name} {percentile:g}"
-            found |= {what: one.odds_ratio, f"{what} reason": one.reason, f"{what} pairs": above}
+            infinite = one.reason.startswith("infinite")
+            found |= {what: np.inf if infinite else one.odds_ratio, f"{what} reason": one.reason}
+            found[f"{what} pairs"] = above
             found |= {f"{what} share": one.above_match / above if above else np.nan}
             found |= {f"{what} expected": (one.above_match + one.below_match) / max(one.n_pairs, 1)}
     return found
@@ -334,34 +336,32 @@ def batch_scores(study: Study, profiles: Profiles) -> Found:
     control = select(profiles.wells, str(study.controls)).to_numpy()
     count = profiles.alike is by_count
 
-    def pairs(table: pd.DataFrame) -> tuple[np.ndarray, Found]:
+    def pairs(table: pd.DataFrame) -> np.ndarray:
         alike = by_count(table) if count else pearson(table[feature_names(table)].to_numpy())
         one = enrichment(alike, codes(table[BATCH]))
-        numbers = np.array([one.above_match, one.above_other, one.below_match, one.below_other])
-        return numbers, {"reason": one.reason}
+        return np.array([one.above_match, one.above_other, one.below_match, one.below_other])
 
     def told(name: str, numbers: np.ndarray) -> Found:
         a, b, c, d = (int(n) for n in numbers)
-        value = odds(a, b, c, d)
         return {
-            f"bes {name}": value if np.isfinite(value) else np.nan,
+            f"bes {name}": odds(a, b, c, d),
             f"bes {name} same": a,
             f"bes {name} pairs": a + b,
             f"bes {name} share": a / (a + b) if a + b else np.nan,
             "bes expected": (a + c) / (a + b + c + d),
         }
 
-    found = told("before", pairs(profiles.wells[control])[0])
+    found = told("before", pairs(profiles.wells[control]))
     if count:
         return found
-    found |= told("after", pairs(profiles.spherized[control])[0])
+    found |= told("after", pairs(profiles.spherized[control]))
     held = np.zeros(4, np.int64)
     rows = np.flatnonzero(control)
     for turn in range(10):
         mixed = np.random.default_rng([study.seed, turn]).permutation(rows)
         for half in (mixed[::2], mixed[1::2]):
             fitted = pd.Series(np.isin(np.arange(len(control)), half), index=profiles.wells.index)
-            held += pairs(spherize(profiles.wells, control=fitted).profiles.iloc[np.setdiff1d(rows, half)])[0]
+            held += pairs(spherize(profiles.wells, control=fitted).profiles.iloc[np.setdiff1d(rows, half)])
     expected = found["bes expected"]  # of all control wells
     return found | told("held out", held) | {"bes expected": expected}
 
@@ -405,10 +405,11 @@ def do(run: Run, folder: Path, seed: int, scale: Scale) -> Found:
     found: Found = {}
     if run.features == "trained":
         began, before = time.perf_counter(), os.times()
-        train_network(chosen)
+        made = train_network(chosen).made
         spent = os.times()
-        found["train processor s"] = spent.user + spent.system - before.user - before.system
-        found["train s"] = time.perf_counter() - began
+        if made:  # else it was killed after training, and the time is not known
+            found["processor s"] = spent.user + spent.system - before.user - before.system
+            found["seconds"] = time.perf_counter() - began
         history = read_table(chosen.models / str(chosen.profile.weights) / "history.csv").iloc[-1]
         found |= {name: float(history[name]) for name in ("accuracy", "val_accuracy")}
         card = json.loads((chosen.models / str(chosen.profile.weights) / "card.json").read_text())["training"]
@@ -461,7 +462,7 @@ TRAINING = [
     ("validation accuracy", "val_accuracy"),
     *SCORES[:4],
     ("odds ratio, top 5 %", "enrichment 95"),
-    ("processor s", "train processor s"),
+    ("processor s", "processor s"),
 ]
 KINDS = ("trained", "untrained", "intensity", "count")
 VARIED = [name for study, name in ((r.study, r.name) for r in RUNS) if study == "fixed" and name not in KINDS]
@@ -537,7 +538,7 @@ TABLES = [
             ("by chance", "chance rank"),
             ("training accuracy", "accuracy"),
             ("accuracy on the plate held out", "val_accuracy"),
-            ("processor s", "train processor s"),
+            ("processor s", "processor s"),
         ],
         [
             *((f"trained without {plate}", f"{REAL}/without {plate}", f"{REAL}/untrained") for plate in REAL_PLATES),
@@ -553,13 +554,15 @@ def number(value: float) -> str:
 
 def summary(values: list[float], seeds: int) -> str:
     """Mean with the least and the most, of the seeds where it is defined."""
-    known = [v for v in values if np.isfinite(v)]
-    if not known:
-        return f"undefined x{len(values)}" if values else "-"
-    spread = f" ({number(min(known))} to {number(max(known))})" if len(known) > 1 else ""
-    lost = f", undefined x{len(values) - len(known)}" if len(known) < len(values) else ""
-    few = f", {len(values)} of {seeds} seeds" if len(values) < seeds else ""
-    return number(float(np.mean(known))) + spread + lost + few
+    if not values:
+        return "-"
+    found = finite(values)
+    said = [number(float(np.mean(found)))] if found else []
+    if len(found) > 1:
+        said = [f"{said[0]} ({number(min(found))} to {number(max(found))})"]
+    said += [f"{n} infinite"] if (n := int(np.isinf(values).sum())) else []
+    said += [f"{n} undefined"] if (n := int(np.isnan(values).sum())) else []
+    return ", ".join([*said, f"{len(values)} of {seeds} seeds"] if len(values) < seeds else said)
 
 
 def half_width(values: Sequence[float]) -> float:
@@ -583,8 +586,9 @@ def print_tables(results: dict[tuple[int, str], Found], seeds: Sequence[int], fo
         for seed in seeds:
             one, other = results.get((seed, run), {}), results.get((seed, less or run), {})
             if measure in one and measure in other:
-                a, b = (np.nan if found[measure] is None else float(found[measure]) for found in (one, other))
-                out.append(a if less is None else a - b)
+                a, b = float(one[measure]), float(other[measure])
+                # a ratio that is infinite on both sides has no difference
+                out.append(a if less is None else a - b if np.isfinite([a, b]).all() else np.nan)
         return out
 
     for table in TABLES:
@@ -596,7 +600,7 @@ def print_tables(results: dict[tuple[int, str], Found], seeds: Sequence[int], fo
         print(f"\n## {table.title}: mean (least to most) of {len(seeds)} seed(s)\n")
         print_table(["", *heads], cells)
         compared = [
-            [f"{name} less {less}", *(difference(known(values(run, m, less))) for _, m in table.columns)]
+            [f"{name} less {less}", *(difference(finite(values(run, m, less))) for _, m in table.columns)]
             for name, run, less in rows
             if less is not None
         ]
@@ -606,7 +610,7 @@ def print_tables(results: dict[tuple[int, str], Found], seeds: Sequence[int], fo
         long = []
         for name, run, less in rows:
             for head, m in table.columns:
-                found, paired = known(values(run, m)), known(values(run, m, less)) if less else []
+                found, paired = finite(values(run, m)), finite(values(run, m, less)) if less else []
                 entry = {"row": name, "column": head, "measure": m, "seeds": len(found)}
                 if found:
                     entry |= {"mean": np.mean(found), "least": min(found), "most": max(found)}
@@ -620,7 +624,7 @@ def print_tables(results: dict[tuple[int, str], Found], seeds: Sequence[int], fo
     )
 
 
-def known(values: list[float]) -> list[float]:
+def finite(values: list[float]) -> list[float]:
     return [v for v in values if np.isfinite(v)]
 
 
@@ -671,7 +675,7 @@ def main() -> None:
         (seed, run.key): folder
         / "results"
         / f"seed{seed}"
-        / f"{run.key.replace('/', '_').replace(' ', '_')}-{digest([asdict(run), asdict(scale), BASE, WIDTH, CROP])[:6]}.json"
+        / f"{run.key.replace('/', '_').replace(' ', '_')}-{mark(run, scale)}.json"
         for seed in seeds
         for run in runs
     }
@@ -703,6 +707,11 @@ def main() -> None:
     print(f"\nFiles in {folder}")
     if failed:
         raise SystemExit(f"{len(failed)} runs failed: {', '.join(failed)}")
+
+
+def mark(run: Run, scale: Scale) -> str:
+    """Of all that a run depends on, so that no number is taken for that of other settings."""
+    return digest([asdict(run), asdict(scale), STUDIES, BASE, WIDTH, CROP])[:6]
 
 
 def cost(run: Run) -> float:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
@@ -32,7 +33,7 @@ def save_state(
     """
     place = folder / f"{_PREFIX}{len(history):04d}"
     with atomic_folder(place) as part:
-        np.savez(part / "variables.npz", *[v.numpy() for v in _variables(model)])
+        np.savez(part / "variables.npz", *values(_variables(model)))
         if soft is not None:
             np.save(part / "soft_labels.npy", soft)
         state = {"format_version": FORMAT_VERSION, "key": key, "settings": settings, "history": history}
@@ -55,13 +56,13 @@ def load_state(place: Path, model: "keras.Model") -> tuple[list[dict[str, Any]],
         state = read_state(place)
         # opened here, as numpy leaves a damaged one open
         with (place / "variables.npz").open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            values = [file[f"arr_{i}"] for i in range(len(file.files))]
+            found = [file[f"arr_{i}"] for i in range(len(file.files))]
         labels = place / "soft_labels.npy"
         soft = np.load(labels, allow_pickle=False) if labels.exists() else None
     except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         raise InputError(f"{place}: it cannot be read ({str(error).splitlines()[0]}); {mend}") from error
     variables = _variables(model)
-    theirs, ours = [tuple(v.shape) for v in values], [tuple(v.shape) for v in variables]
+    theirs, ours = [tuple(v.shape) for v in found], [tuple(v.shape) for v in variables]
     if theirs != ours:
         at = next(
             (i for i, (a, b) in enumerate(zip(theirs, ours, strict=False)) if a != b), min(len(theirs), len(ours))
@@ -69,8 +70,7 @@ def load_state(place: Path, model: "keras.Model") -> tuple[list[dict[str, Any]],
         what = f"{variables[at].path} has shape {ours[at]}" if at < len(ours) else f"there are {len(ours)} variables"
         other = f"{theirs[at]} there" if at < len(theirs) else f"{len(theirs)} there"
         raise InputError(f"{place}: it is of another network or optimizer: {what}, {other}; {mend}")
-    for variable, value in zip(variables, values, strict=True):
-        variable.assign(value)
+    assign(variables, found)
     return state["history"], soft
 
 
@@ -94,6 +94,19 @@ def read_state(place: Path) -> dict[str, Any]:
 def states(folder: Path) -> list[Path]:
     """The states in `folder`, oldest first; more than one where a kill came before the older was deleted."""
     return sorted(path for path in folder.glob(f"{_PREFIX}*") if path.is_dir())
+
+
+def values(variables: Sequence[Any]) -> list[np.ndarray]:
+    """Copies of Keras variables in the memory of the host."""
+    import keras
+
+    return [np.array(keras.ops.convert_to_numpy(keras.ops.convert_to_tensor(v))) for v in variables]
+
+
+def assign(variables: Sequence[Any], values: Sequence[np.ndarray]) -> None:
+    """Put `values` into Keras variables."""
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)
 
 
 def _variables(model: "keras.Model") -> list[Any]:

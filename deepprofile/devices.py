@@ -16,8 +16,8 @@ from deepprofile.work import log
 class Replicas:
     """The devices that train one network together, each on its share of the batch; here only one.
 
-    A step of several is that of one device on the whole batch, but for batch normalization, whose mean and variance are
-    those of a share, and for dropout, which drops the same units in each share.
+    A step of several is that of one device on the whole batch; but with TensorFlow batch normalization has the mean and
+    variance of a share, and dropout drops the same units in each share.
     """
 
     number = 1

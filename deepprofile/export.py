@@ -48,7 +48,7 @@ from deepprofile.sites import site_rows
 from deepprofile.study import Study
 from deepprofile.work import Done, log, map_ahead, progress, workers
 
-_MEMORY = 1 << 24  # bytes of crops that each thread holds
+_MEMORY = 1 << 25  # bytes of crops that each thread holds
 # what is scaled at a time, little enough for the cache of a processor
 _BLOCK = 8  # crops
 _ROWS = 64  # of an image
@@ -228,7 +228,7 @@ class _Maker:
 def _cutter(
     study: Study, plate: _Plate, site: SiteSource
 ) -> Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]:
-    """What fills an array (n, H, W, C) of the store's depth by centres (n, 2) and numbers of cells (n,), returning it."""
+    """What fills an array (n, H, W, C) from centres (n, 2) and numbers of cells (n,), in the depth of the store."""
     preprocess, source = study.preprocess, plate.source
     if study.export.depth == "original":
         return partial(site.cut, preprocess)

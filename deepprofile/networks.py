@@ -86,7 +86,7 @@ def initialize(model: keras.Model, seed: int) -> None:
 def load_imagenet(
     model: keras.Model,
     name: str,
-    stem: Literal["replicate", "inflate"] = "inflate",
+    stem: Literal["replicate", "inflate"] = "replicate",
     mend: str = "set profile.weights to a file, or leave it out",
 ) -> None:
     """Fill `model`, but for its head, with the ImageNet weights of the network `name`; `stem` as that network has it.

@@ -52,9 +52,8 @@ def learning_rate(schedule: Schedule, base: float, epochs: int, val_losses: Sequ
 
 
 def best_epoch(val_accuracies: Sequence[float]) -> int:
-    """The epoch, from 0, of the highest validation accuracy, the first of equals; the last where there is none."""
-    finite = [(accuracy, -epoch) for epoch, accuracy in enumerate(val_accuracies) if math.isfinite(accuracy)]
-    return -max(finite)[1] if finite else len(val_accuracies) - 1
+    """The epoch, from 0, of the highest validation accuracy, the first of equals."""
+    return max(range(len(val_accuracies)), key=lambda epoch: (val_accuracies[epoch], -epoch))
 
 
 def is_over(epochs: int, patience: int | None, val_accuracies: Sequence[float]) -> bool:

@@ -1,5 +1,6 @@
 """Weakly supervised training: a network is taught to tell treatments apart, and its last layer becomes the features."""
 
+import hashlib
 import json
 import math
 import platform
@@ -22,7 +23,7 @@ from cytominer_tools.manifest import Manifest, changes
 from cytominer_tools.queries import select
 from cytominer_tools.tables import read_table, write_table
 from deepprofile.batches import Batch, Batches
-from deepprofile.checkpoints import load_state, read_state, save_state, states
+from deepprofile.checkpoints import assign, load_state, read_state, save_state, states, values
 from deepprofile.crop_selection import read_treatments
 from deepprofile.crop_store import Crops, open_crops
 from deepprofile.curves import draw_curves
@@ -142,8 +143,10 @@ def training_settings(study: Study) -> dict[str, Any]:
     """What study.yaml says about the weights that come out; where curves are kept and what is scored is not of it."""
     settings = train_section(study)
     aside = {"name", "track", "score_every", "checkpoint_every"}
+    init = study.path(settings.init)
     return {
         "train": json.loads(settings.model_dump_json(exclude=aside)),
+        "init": hashlib.sha256(init.read_bytes()).hexdigest()[:16] if init.is_file() else settings.init,
         "label": list(study.label),
         "network": study.profile.network,
         "options": study.profile.options,
@@ -250,7 +253,7 @@ class _Training:
                 self.history.append(row)
                 track(row)
                 log.info("train: %s", epoch_line(row, settings.epochs))
-        self._finish()
+            self._finish()
         return self.steps * self.batch
 
     def _epoch(self, epoch: int, advance: Callable[[int], None]) -> dict[str, Any]:
@@ -258,7 +261,7 @@ class _Training:
         rate = learning_rate(settings.schedule, settings.learning_rate, settings.epochs, self._column("val_loss"))
         trainee.optimizer.learning_rate = rate
         began = time.perf_counter()
-        before_average = _Weights()
+        before_average = _Weights(settings.ema is not None)
         rows = self._rows(epoch)[: self.steps * self.batch].reshape(self.steps, self.batch)
         with self.replicas.scope():
             logs = fit_epoch(
@@ -400,13 +403,20 @@ class _Training:
 class _Weights(keras.callbacks.Callback):
     """The trained weights at the end of an epoch, before Keras puts their moving average in their place."""
 
+    def __init__(self, averaged: bool) -> None:
+        super().__init__()
+        self._averaged = averaged
+
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        if self.model.optimizer.use_ema:
-            self._kept = [v.numpy() for v in self.model.trainable_variables]
+        if self._averaged:
+            self._kept = values(self.model.trainable_variables)
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        if self._averaged:  # copies: with JAX the average would be given away with the weights by the next prediction
+            assign(self.model.trainable_variables, values(self.model.trainable_variables))
 
     def restore(self) -> None:
-        for variable, value in zip(self.model.trainable_variables, self._kept, strict=True):
-            variable.assign(value)
+        assign(self.model.trainable_variables, self._kept)
 
 
 def profile_scores(study: Study, weights: Path, epoch: int) -> dict[str, float]:

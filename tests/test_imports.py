@@ -28,9 +28,9 @@ PUBLIC = {
         ),
     ],
     "deepprofile": [
-        *("Preprocess", "Study", "aggregate_wells", "build_network", "check_study", "consensus_profiles", "init_study"),
-        *("load_index", "locate_cells", "measure_intensities", "profile_cells", "read_study", "register", "run_study"),
-        *("score_profiles", "simulate", "spherize_wells"),
+        *("Crops", "Preprocess", "Study", "aggregate_wells", "build_network", "check_study", "consensus_profiles"),
+        *("export_crops", "init_study", "load_index", "locate_cells", "measure_intensities", "profile_cells"),
+        *("read_study", "register", "run_study", "score_profiles", "simulate", "spherize_wells", "train_network"),
     ],
     "evaluation": [
         *("Scores", "cosine", "enrichment", "precision_at_r", "score", "score_figure", "similarity_figure"),

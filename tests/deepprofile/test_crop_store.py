@@ -226,14 +226,14 @@ def test_another_format_version(located):
 def test_a_plate_that_is_not_finished(located, monkeypatch):
     exported(located)
     study = configure(located.root, locate=KEPT, crops={"size": 16})
-    make = deepprofile.export._make
+    write = deepprofile.export.write_part
 
-    def stop(study, well, *rest):
-        if (well.plate.source.plate, well.name) == ("P2", "B02"):
+    def stop(path, about, batches):
+        if path.parent.name == "P2" and path.name.startswith("B02"):
             raise InputError("stopped")
-        return make(study, well, *rest)
+        return write(path, about, batches)
 
-    monkeypatch.setattr(deepprofile.export, "_make", stop)
+    monkeypatch.setattr(deepprofile.export, "write_part", stop)
     with pytest.raises(InputError, match="stopped"):
         export_crops(study)
     want = r"crops: plate P2 is not finished, [34] of 6 wells are not as the last export wants them, first B0[12]; run"

@@ -516,8 +516,7 @@ def test_killed_while_it_runs_again_under_other_settings(export, store, where, n
     kill_at(export, where, n)
     with pytest.raises(InputError, match="run `deepprofile export`"):
         Crops(export.crop_store)
-    study = configure(export.root, locate=KEPT)  # and back
-    assert export_crops(study).made > 0
+    export_crops(configure(export.root, locate=KEPT))  # and back
     assert stored(export.root) == stored(store.root)
 
 

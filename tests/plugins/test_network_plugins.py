@@ -182,8 +182,9 @@ def test_the_statistics_of_the_input_go_with_the_weights(replicated_to_five, tmp
     assert weights_hash(again) == weights_hash(replicated_to_five)
 
 
-def test_five_equal_channels_are_a_grey_picture(theirs):
-    ours = build_network("efficientnet_b0", channels=5, size=(SIDE, SIDE), weights="imagenet")
+def test_five_equal_channels_with_an_inflated_stem_are_a_grey_picture(theirs):
+    ours = build_network("efficientnet_b0", channels=5, size=(SIDE, SIDE))
+    load_imagenet(ours, "efficientnet_b0", "inflate")
     grey = crops(2, channels=1)
     stem = np.asarray(cut(ours, "stem_conv")(np.repeat(grey, 5, axis=3)))
     # the same grey in red, green and blue, all three normalised by the mean of ImageNet's means and deviations
