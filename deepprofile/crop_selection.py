@@ -1,6 +1,6 @@
 """Which cells are kept: by a query, a list of treatments, and chance, which is that of the seed alone."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,7 +41,8 @@ def chosen_cells(study: Study, index: pd.DataFrame, sources: Sequence[CropSource
         return {}
     names, of_site = _treatments(study, index)
     wanted = None if export.treatments is None else _wanted(study, names)
-    found: dict[tuple[str, str], _Cells] = {}
+    chosen: dict[tuple[str, str], np.ndarray] = {}
+    drawn: list[_Cells] = []
     for source in sources:
         for well, sites in source.sites.items():
             if not source.located.manifest.parts[well].rows:
@@ -59,10 +60,12 @@ def chosen_cells(study: Study, index: pd.DataFrame, sources: Sequence[CropSource
                 kept = lowest(chance, kept, int(export.fraction * kept.sum() + 0.5))
             if export.per_well is not None:
                 kept = lowest(chance, kept, export.per_well)
-            found[source.plate, well] = _Cells(kept, chance, treatment)
+            chosen[source.plate, well] = kept
+            if export.per_treatment is not None:
+                drawn.append(_Cells(kept, chance, treatment))
     if export.per_treatment is not None:
-        _keep_of_treatments(found.values(), len(names), export.per_treatment)
-    return {well: cells.kept for well, cells in found.items() if not cells.kept.all()}
+        _keep_of_treatments(drawn, len(names), export.per_treatment)
+    return {well: kept for well, kept in chosen.items() if not kept.all()}
 
 
 def draws(seed: int, plate: str, well: str, n: int) -> np.ndarray:
@@ -151,8 +154,8 @@ def _wanted(study: Study, names: Sequence[str]) -> list[int]:
     return [number[name] for name in listed if name in number]
 
 
-def _keep_of_treatments(wells: Collection[_Cells], treatments: int, n: int) -> None:
-    """Of each treatment, the `n` cells with the lowest draws over all wells; cells without a treatment are left out."""
+def _keep_of_treatments(wells: Sequence[_Cells], treatments: int, n: int) -> None:
+    """Keep, in place, the `n` cells of each treatment with the lowest draws over all wells, and none without one."""
     lows = [np.empty(0)] * treatments
     for cells in wells:
         for number in np.unique(cells.treatment[cells.kept & (cells.treatment >= 0)]):

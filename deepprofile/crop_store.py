@@ -66,7 +66,7 @@ class Crops:
     scaled : bool
         True with depth uint8: 0 to 255 stand for 0 to 1 of the network's input. False where the values are counts.
     key : str
-        Changes whenever a crop may have changed.
+        Changes whenever a crop may have changed, but not with the columns of the index.
 
     Raises
     ------
@@ -136,7 +136,7 @@ class Crops:
     def network_input(self, rows: slice | Sequence[int] | np.ndarray) -> np.ndarray:
         """What profiling gives the network for `rows`: float32, (n, H, W, C).
 
-        With depth ``original`` bit for bit; with ``uint8`` the eighth bit away, at most 0.5 / 255.
+        With depth ``original`` bit for bit; with ``uint8`` at most 0.5 / 255 away.
         """
         crops = self[rows]
         if self.scaled:

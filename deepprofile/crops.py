@@ -47,18 +47,19 @@ def slice_crops(
     -------
     array, shape (n, size, size, C), the type of `image`
     """
-    corner = _corners(xy, size)
-    if len(xy) and inside(xy, size, image.shape).all():
-        padded, offset = image, np.zeros(2, np.int64)
-    else:
-        low = np.maximum(0, -corner.min(axis=0, initial=0))  # x, y
-        high = np.maximum(0, (corner + size - (image.shape[1], image.shape[0])).max(axis=0, initial=0))
-        mode: Literal["reflect", "constant"] = "reflect" if border == "reflect" else "constant"
-        padded = np.pad(image, ((low[1], high[1]), (low[0], high[0]), (0, 0)), mode=mode)
-        offset = low
+    height, width = image.shape[:2]
     crops = np.empty((len(xy), size, size, image.shape[2]), image.dtype) if out is None else out
-    for crop, (x, y) in zip(crops, corner + offset, strict=True):
-        crop[...] = padded[y : y + size, x : x + size]
+    boxes = zip(crops, _corners(xy, size).tolist(), inside(xy, size, image.shape).tolist(), strict=True)
+    for crop, (x, y), whole in boxes:
+        if whole:
+            crop[...] = image[y : y + size, x : x + size]
+        elif border == "reflect":
+            crop[...] = image[np.ix_(_mirrored(y, size, height), _mirrored(x, size, width))]
+        else:
+            crop[...] = 0
+            top, bottom, left, right = max(0, -y), min(size, height - y), max(0, -x), min(size, width - x)
+            if top < bottom and left < right:
+                crop[top:bottom, left:right] = image[y + top : y + bottom, x + left : x + right]
     return crops
 
 
@@ -131,6 +132,13 @@ def nearest_crops(image: np.ndarray, xy: np.ndarray, size: int, border: Border =
 def _corners(xy: np.ndarray, size: int) -> np.ndarray:
     """Column and row of each box's first pixel; half up, since rounding half to even would depend on parity."""
     return np.floor(np.asarray(xy, np.float64).reshape(-1, 2) + 0.5).astype(np.int64) - size // 2
+
+
+def _mirrored(start: int, size: int, length: int) -> np.ndarray:
+    """Pixels of a line of `length` that stand at `start` and the places after it, mirrored about its outermost ones."""
+    period = 2 * max(length - 1, 1)
+    at = np.arange(start, start + size) % period
+    return np.minimum(np.minimum(at, period - at), length - 1)
 
 
 def _samples(

@@ -50,7 +50,7 @@ from deepprofile.work import Done, log, map_ahead, progress, workers
 
 _MEMORY = 1 << 25  # bytes of crops that each thread holds
 # what is scaled at a time, little enough for the cache of a processor
-_BLOCK = 8  # crops
+_BLOCK = 4  # crops
 _ROWS = 64  # of an image
 
 
@@ -113,8 +113,9 @@ def export_crops(study: Study, *, strict: bool = False) -> Done:
                 _finish(plate)
         advance(len(index) - sum(len(well.plate.source.sites[well.name]) for well in todo))
         maker = _Maker(study, strict)
+        threads = workers() + 1  # while one waits for the disk, the others cut
         # closed whatever happens: the threads of an error that is kept would go on
-        with closing(map_ahead(maker.make, todo, 2 * workers())) as done:
+        with closing(map_ahead(maker.make, todo, 2 * threads, threads)) as done:
             for made in done:
                 _keep(made)
                 advance(len(made.well.plate.source.sites[made.well.name]))

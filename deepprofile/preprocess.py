@@ -1,5 +1,6 @@
 """From an image to what a network sees: one object, the same in training and profiling, kept in the model card."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -107,9 +108,8 @@ class Preprocess(CropSettings, frozen=True):
         """
         scaled = crops.astype(np.float32)
         if self.normalize == "minmax":
-            low = scaled.min(axis=(1, 2), keepdims=True)
-            scaled -= low
-            scaled /= scaled.max(axis=(1, 2), keepdims=True) + np.float32(1e-7)
+            scaled -= _by_channel(np.min, scaled)
+            scaled /= _by_channel(np.max, scaled) + np.float32(1e-7)
         elif self.normalize == "plate_control":
             assert levels is not None, "plate_control needs the plate's levels"
             low, high = np.asarray(levels, np.float32)
@@ -120,3 +120,13 @@ class Preprocess(CropSettings, frozen=True):
         elif np.issubdtype(image_type, np.integer):
             scaled /= np.float32(np.iinfo(image_type).max)
         return scaled
+
+
+def _by_channel(extreme: Callable[..., np.ndarray], crops: np.ndarray) -> np.ndarray:
+    """The lowest or highest value of each channel of each crop (n, H, W, C), as (n, 1, 1, C).
+
+    Lines first: they are long, and numpy is 25 times slower where the axis that stays has the length of the channels.
+    """
+    n, height, width, channels = crops.shape
+    columns = extreme(crops.reshape(n, height, width * channels), axis=1)
+    return extreme(columns.reshape(n, width, channels), axis=1)[:, None, None, :]

@@ -44,9 +44,11 @@ def workers() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def map_ahead(function: Callable[[T], R], items: Iterable[T], ahead: int) -> Generator[R, None, None]:
-    """`function` of each item, in order, computed in threads at most `ahead` items before it is asked for."""
-    pool = ThreadPoolExecutor(workers())
+def map_ahead(
+    function: Callable[[T], R], items: Iterable[T], ahead: int, threads: int | None = None
+) -> Generator[R, None, None]:
+    """`function` of each item, in order, computed in `threads` at most `ahead` items before it is asked for."""
+    pool = ThreadPoolExecutor(threads or workers())
     waiting: deque[Future[R]] = deque()
     try:
         for item in items:
