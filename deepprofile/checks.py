@@ -44,7 +44,7 @@ def check_study(study: Study) -> list[Problem]:
     problems += other_machine(study, index)
     problems += [*_plugins(study), *_images(study, index, shapes), *_locations(study, index, shapes)]
     problems += [*_controls(study, index), *_treatments(study, index), *_scored(study, index)]
-    problems += _trained(study, index)
+    problems += [*_exported(study), *_trained(study, index)]
     return problems
 
 
@@ -62,6 +62,16 @@ def _plugins(study: Study) -> Iterator[Problem]:
     init = None if study.train is None else study.train.init
     if init not in (None, "random", "imagenet") and not study.path(init).is_file():
         yield Problem("study.yaml train.init", f"{study.path(init)}: no such file")
+
+
+def _exported(study: Study) -> Iterator[Problem]:
+    if study.crops.mask and not study.locate.labels:
+        yield Problem("study.yaml crops.mask", "it needs the label images: set locate.labels to true")
+    if study.export.treatments is not None and study.treatment is not None:
+        try:
+            read_treatments(study.path(study.export.treatments), study.treatment)
+        except InputError as error:
+            yield Problem("study.yaml export.treatments", str(error))
 
 
 def _trained(study: Study, index: pd.DataFrame) -> Iterator[Problem]:

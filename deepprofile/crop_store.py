@@ -331,7 +331,10 @@ def write_sites(folder: Path, sites: pd.DataFrame, keys: Mapping[tuple[str, str]
 def _read_sites(folder: Path) -> pd.DataFrame:
     path = folder / SITES
     if not path.is_file():
-        raise InputError(f"{folder}: there is no crop store; run `deepprofile export`")
+        raise InputError(
+            f"{folder}: there is no crop store, nor a finished export of DeepProfiler's (sc-metadata.csv); run "
+            "`deepprofile export`, with --format png for the latter"
+        )
     table = _read_parquet(path)
     version = json.loads((table.schema.metadata or {}).get(ABOUT, b"{}")).get("format_version")
     if version != FORMAT_VERSION:

@@ -29,8 +29,8 @@ profile: {network: small_cnn}  # untrained: random filters, a baseline that ever
 scores: {select: "Metadata_Compound != 'DMSO'"}
 """
 _TRAINED = """\
-train: {init: random, epochs: 12, batch: 32}  # to tell the compounds apart, on two of the three wells of each
-profile: {network: small_cnn, weights: trained}
+train: {init: random, epochs: 15, batch: 32}  # to tell the compounds apart, on two of the three wells of each
+profile: {network: small_cnn, weights: trained, options: {width: 16}}
 scores: {select: "Metadata_Compound != 'DMSO'", baselines: [permutation, cell_count, untrained]}
 """
 _CROP_UM = 38.4  # a cell and what is next to it

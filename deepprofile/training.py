@@ -25,10 +25,11 @@ from cytominer_tools.tables import read_table, write_table
 from deepprofile.batches import Batch, Batches
 from deepprofile.checkpoints import assign, load_state, read_state, save_state, states, values
 from deepprofile.crop_selection import read_treatments
-from deepprofile.crop_store import Crops, open_crops
+from deepprofile.crop_store import Crops, open_crops, with_metadata
 from deepprofile.curves import draw_curves
 from deepprofile.devices import replicas
 from deepprofile.features import profile_cells
+from deepprofile.index import load_index
 from deepprofile.initialization import freeze, initial_network
 from deepprofile.labels import Labels, class_weights, make_labels
 from deepprofile.networks import GROUP
@@ -60,6 +61,14 @@ class Cells:
     train: np.ndarray  # int64, a class for each row of the store, -1 where it does not train
     validation: np.ndarray  # row numbers, drawn once
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of who is taught what; a treatment that is renamed in the index changes it and no crop."""
+        sha = hashlib.sha256("\n".join(self.labels.classes).encode())
+        sha.update(self.train.tobytes())
+        sha.update(self.validation.tobytes())
+        return sha.hexdigest()[:16]
+
 
 def train_network(study: Study) -> Done:
     """Train the network of `study` on its crops; write models/NAME with model.keras, card.json and history.csv.
@@ -81,7 +90,8 @@ def train_network(study: Study) -> Done:
         manifest = Manifest.read(folder, STAGE)
         described = training_settings(study)
         manifest.settings, earlier = described, manifest.settings
-        key = manifest.key(crops.key)
+        cells = choose_cells(study, crops)
+        key = manifest.key([crops.key, cells.digest])
         if not manifest.is_current(_PART, key):
             if manifest.parts:
                 _refuse(folder, earlier, described)
@@ -89,7 +99,6 @@ def train_network(study: Study) -> Done:
                 state = read_state(found[-1])
                 if state["key"] != key:
                     _refuse(folder, state["settings"], described)
-            cells = choose_cells(study, crops)
             rows = _Training(study, folder, key, cells).run()
             manifest.record(_PART, key, "model.keras", rows, cells.labels.left_out)
             made = 1
@@ -108,9 +117,8 @@ def choose_cells(study: Study, crops: "Crops | DeepProfilerCrops") -> Cells:
         A column or class is unknown, or fewer than two classes are left.
     """
     settings = train_section(study)
-    table = crops.table
-    if not len(table):
-        raise InputError(f"{crops}: there is no cell in it")
+    # DeepProfiler's table of single cells holds the label alone
+    table = crops.table if crops.same_as_profiling else with_metadata(crops.table, load_index(study))
     if not study.label:
         raise InputError("train.label: name the column that the network is to tell apart, or columns.treatment")
     treatments = None
@@ -467,7 +475,7 @@ def _require_same(study: Study, crops: "Crops | DeepProfilerCrops") -> None:
 
 
 def _refuse(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    what = (changes(found, wanted) or ["the crops are others"])[0]
+    what = (changes(found, wanted) or ["other crops or labels"])[0]
     raise InputError(
         f"{folder} holds a training with other settings ({what}); give train.name another name to keep it, or delete "
         "the folder"

@@ -29,7 +29,15 @@ PUBLIC = {
     ],
     "deepprofile": [
         *("Crops", "Preprocess", "Study", "aggregate_wells", "build_network", "check_study", "consensus_profiles"),
-        *("export_crops", "init_study", "load_index", "locate_cells", "measure_intensities", "profile_cells"),
+        *(
+            "export_crops",
+            "export_png",
+            "init_study",
+            "load_index",
+            "locate_cells",
+            "measure_intensities",
+            "profile_cells",
+        ),
         *("read_study", "register", "run_study", "score_profiles", "simulate", "spherize_wells", "train_network"),
     ],
     "evaluation": [

@@ -202,7 +202,9 @@ def test_the_key_changes_with_any_part(located):
 
 # --- bad input
 def test_no_store(tmp_path):
-    with pytest.raises(InputError, match=r"crops: there is no crop store; run `deepprofile export`"):
+    with pytest.raises(
+        InputError, match=r"crops: there is no crop store, nor .*; run `deepprofile export`, with --format png"
+    ):
         Crops(tmp_path / "crops")
 
 
