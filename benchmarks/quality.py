@@ -66,6 +66,8 @@ class Scale:
     epoch_cells: int
     plates: int = 5  # split two needs five with a fixed layout: four in one batch, one in another
     cells: int = 28  # a site
+    size: tuple[int, int] = (270, 270)  # px of a site
+    pixel_size_um: float = 0.8
     effect: float = 1.0  # length of an MOA at strength 1
 
     @property
@@ -76,7 +78,7 @@ class Scale:
 FULL = Scale(moas=10, compounds_per_moa=4, controls=16, sites=2, epochs=15, epoch_cells=4000)
 QUICK = Scale(moas=4, compounds_per_moa=3, controls=8, sites=1, epochs=3, epoch_cells=1000)
 WIDTH = 16  # filters of the first block of small_cnn: 128 features
-CROP = 64  # px
+CROP = 48  # px, 38 um
 # all other settings of `train` are its defaults: augmentation, label smoothing 0.1, L2 1e-4, cosine, split by well
 BASE: dict[str, Any] = {"init": "random", "batch": 64, "learning_rate": 0.02}
 LOW, HIGH = 0.3, 3.0  # uM; half of the compounds' EC50 lie below 0.17
@@ -175,7 +177,7 @@ def open_study(folder: Path, name: str, seed: int, scale: Scale) -> Study:
         if not (images / "index.csv").exists():
             simulate(images, **made_by)
         settings |= {
-            "images": {"index": str(images / "index.csv"), "root": str(images), "pixel_size_um": 0.6},
+            "images": {"index": str(images / "index.csv"), "root": str(images), "pixel_size_um": scale.pixel_size_um},
             "channels": {name: name for name in ("DNA", "ER", "RNA", "AGP", "Mito")},
             "columns": {"compound": COMPOUND, "concentration": CONCENTRATION, "moa": MOA, "batch": BATCH},
             "controls": f"{COMPOUND} == '{CONTROL}'",

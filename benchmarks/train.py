@@ -55,24 +55,28 @@ def rate(batches, seconds: float, batch: int) -> float:
     return n / took
 
 
-def nothing():
-    """A network that looks at one pixel."""
+def idle():
+    """What looks at one pixel of each crop: the loop and nothing else."""
     import keras
-    from keras import layers
+    from keras import layers, ops
 
-    inputs = keras.Input((SIZE, SIZE, CHANNELS))
-    pixel = layers.Flatten()(layers.Cropping2D(((0, SIZE - 1), (0, SIZE - 1)))(inputs))
-    return keras.Model(inputs, layers.Dense(CLASSES, dtype="float32")(pixel))
+    from deepprofile.trainee import CROPS, Trainee
+
+    class Idle(Trainee):
+        def call(self, inputs, training=False):
+            return self.network(ops.cast(inputs[CROPS][:, 0, 0], "float32"))
+
+    pixel = keras.Input((CHANNELS,))
+    return Idle(keras.Model(pixel, layers.Dense(CLASSES)(pixel)), augment=False, l2=0.0)
 
 
-def loop(network, batches, settings, steps: int, batch: int) -> float:
+def loop(trainee, batches, settings, steps: int, batch: int) -> float:
     """Cells a second of `deepprofile.training`'s loop over `steps` batches; the compilation is not counted."""
     import numpy as np
 
-    from deepprofile.trainee import Trainee, compile_trainee
+    from deepprofile.trainee import compile_trainee
     from deepprofile.training import fit_epoch
 
-    trainee = Trainee(network, augment=batches.augment is not None, l2=settings.l2)
     compile_trainee(trainee, settings, CLASSES)
     rng = np.random.default_rng(0)
     rows = rng.integers(0, len(batches.crops), (steps, batch))
@@ -128,6 +132,7 @@ def main() -> None:
     from deepprofile.batches import Batches
     from deepprofile.soft_labels import Targets
     from deepprofile.study import Augment, Train
+    from deepprofile.trainee import Trainee
     from deepprofile.work import workers
 
     print(f"keras {keras.__version__} on {keras.backend.backend()}, {workers()} cores, GPU: {has_gpu()}")
@@ -149,7 +154,7 @@ def main() -> None:
         alone = [loader(None), loader(Augment())]
         print(f"loader alone                    {alone[0]:8,.0f} cells/s; with augmentation drawn {alone[1]:8,.0f}")
         steps = int(max(alone[0] * chosen.seconds / batch, 4))
-        whole = loop(nothing(), batches(None), plain, steps, batch)
+        whole = loop(idle(), batches(None), plain, steps, batch)
         again = loader(None)
         print(
             f"loop, network that does nothing {whole:8,.0f} cells/s: {whole / again:.0%} of the loader ({again:,.0f})"
@@ -166,8 +171,10 @@ def main() -> None:
             ratios, rates = [], []
             for _ in range(3):  # by turns, as the machine may be shared
                 base = bare(b0(precision), plain, chosen.steps, batch)
-                ours = loop(b0(precision), batches(None), plain, chosen.steps, batch)
-                full = loop(b0(precision), batches(Augment()), Train(), chosen.steps, batch)
+                ours = loop(Trainee(b0(precision), augment=False, l2=0.0), batches(None), plain, chosen.steps, batch)
+                full = loop(
+                    Trainee(b0(precision), augment=True, l2=1e-4), batches(Augment()), Train(), chosen.steps, batch
+                )
                 ratios.append((ours / base, full / base))
                 rates.append((base, ours, full))
             middle = np.median(rates, axis=0)

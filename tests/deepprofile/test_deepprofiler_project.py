@@ -93,7 +93,7 @@ def test_a_project_in_place(tmp_path):
     )
     assert (list(study.channels), study.images.size) == (["DNA", "ER"], (64, 96))
     assert study.crops.model_dump(exclude={"percentiles"}) == {
-        "size": 32, "mode": "interpolate", "border": "zero", "normalize": "minmax"
+        "size": 32, "mode": "interpolate", "border": "zero", "normalize": "minmax", "mask": False
     }  # fmt: skip
     assert (study.columns.treatment, study.columns.compound) == ("Metadata_Treatment", "Metadata_Compound")
     assert study.columns.concentration == "Metadata_Concentration"
