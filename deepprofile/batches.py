@@ -67,4 +67,5 @@ class Batches:
                 part = drawn["partner"] // (len(rows) // self.shares)
                 drawn["partner"] = drawn["partner"][np.argsort(part, kind="stable")]
             targets = mix_targets(targets, drawn)
-        return {CROPS: pixels, **drawn}, targets, targets @ self.class_weights
+        weights = mix_targets(self.class_weights[self.targets.codes[rows]][:, None], drawn)[:, 0]
+        return {CROPS: pixels, **drawn}, targets, weights

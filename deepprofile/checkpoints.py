@@ -1,6 +1,7 @@
 """The whole state of a training on disk: killed and resumed, it ends where an undisturbed one ends."""
 
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,6 +39,9 @@ def save_state(
             np.save(part / "soft_labels.npy", soft)
         state = {"format_version": FORMAT_VERSION, "key": key, "settings": settings, "history": history}
         (part / "state.json").write_text(json.dumps(state, indent=1) + "\n", "utf-8")
+        for path in part.iterdir():  # on disk before the older state goes
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
     for older in states(folder):
         if older != place:
             shutil.rmtree(older, ignore_errors=True)
@@ -52,8 +56,8 @@ def load_state(place: Path, model: "keras.Model") -> tuple[list[dict[str, Any]],
         It cannot be read, or is of another network or optimizer.
     """
     mend = f"delete {place.parent} to train anew"
+    state = read_state(place)
     try:
-        state = read_state(place)
         # opened here, as numpy leaves a damaged one open
         with (place / "variables.npz").open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             found = [file[f"arr_{i}"] for i in range(len(file.files))]
@@ -80,9 +84,12 @@ def read_state(place: Path) -> dict[str, Any]:
     Raises
     ------
     InputError
-        It is of another format version.
+        It cannot be read, or is of another format version.
     """
-    state: dict[str, Any] = json.loads((place / "state.json").read_text("utf-8"))
+    try:
+        state: dict[str, Any] = json.loads((place / "state.json").read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{place}: it cannot be read ({error}); delete {place.parent} to train anew") from error
     if state["format_version"] != FORMAT_VERSION:
         raise InputError(
             f"{place}: format version {state['format_version']}, this deepprofile writes {FORMAT_VERSION}; update it, "

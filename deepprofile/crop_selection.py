@@ -27,7 +27,7 @@ def chosen_cells(study: Study, index: pd.DataFrame, sources: Sequence[CropSource
 
     The filters come first: `query` and `treatments`. Of what is left, the cells with the smallest of the `draws` are
     kept: `fraction` and `per_well` of each well, `per_treatment` of each treatment over all wells. So a larger number
-    keeps the cells of a smaller one and more, and neither other wells nor the workers change what is kept of a well.
+    keeps the cells of a smaller one and more, and workers do not matter, nor other wells but for `per_treatment`.
 
     Raises
     ------
@@ -49,8 +49,10 @@ def chosen_cells(study: Study, index: pd.DataFrame, sources: Sequence[CropSource
                 continue
             cells = source.located.read(well, None if export.query else [PLATE, WELL, SITE]).to_pandas()
             codes = dict(zip(sites[SITE], of_site[sites.index], strict=True))
-            treatment = cells[SITE].map(codes).to_numpy(np.int32)
-            kept = np.ones(len(cells), bool)
+            treatment = cells[SITE].map(codes).fillna(-1).to_numpy(np.int32)
+            kept = (
+                cells[SITE].isin(codes).to_numpy(copy=True)
+            )  # a site may have left the index since the cells were located
             if export.query is not None:
                 kept &= select(with_metadata(cells, sites), export.query).to_numpy()
             if wanted is not None:
@@ -65,6 +67,11 @@ def chosen_cells(study: Study, index: pd.DataFrame, sources: Sequence[CropSource
                 drawn.append(_Cells(kept, chance, treatment))
     if export.per_treatment is not None:
         _keep_of_treatments(drawn, len(names), export.per_treatment)
+    if chosen and not any(kept.any() for kept in chosen.values()):
+        raise InputError(
+            "export: no cell is left by the query, the treatments and the numbers of `export`; nothing was changed "
+            "(plate, well and site are text: Metadata_Site == '1')"
+        )
     return {well: kept for well, kept in chosen.items() if not kept.all()}
 
 

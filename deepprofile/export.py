@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -220,7 +220,7 @@ class _Maker:
         if len(self.types) > 1:
             other = next(one for one in list(self.types.values()) if one != what)
             raise InputError(f"{what}: {kind} images, those of {other} are not; {ONE_TYPE}")
-        if self.spare:
+        with suppress(IndexError):  # other threads take from it too
             return self.spare.pop()
         shape = (preprocess.size, preprocess.size, len(preprocess.channels))
         return np.empty((max(1, _MEMORY // (math.prod(shape) * kind.itemsize)), *shape), kind)

@@ -229,7 +229,9 @@ def require_as_trained(study: Study, card: dict[str, Any], weights: str) -> None
             f"{', '.join(wanted['channels'])}: write `channels` in that order and with those names"
         )
     found, wanted = found | {"illumination": card["illumination"]}, wanted | {"illumination": study.correction}
-    if card["same_as_profiling"] and (changed := changes(found, wanted)):
+    if not card.get("same_as_profiling", True):  # then the size alone has to be that of the training
+        found, wanted = {"size": found["size"]}, {"size": wanted["size"]}
+    if changed := changes(found, wanted):
         raise InputError(f"{weights} was trained on other crops ({'; '.join(changed)}); set them as they were there")
 
 

@@ -31,7 +31,7 @@ def run_study(study: Study, *, strict: bool = False) -> Iterator[Done]:
             from deepprofile.export import export_crops
             from deepprofile.training import train_network
 
-            if study.path(study.train.crops) == study.crop_store:
+            if study.path(study.train.crops) == study.crop_store.resolve():
                 yield export_crops(study, strict=strict)
             yield train_network(study)
         twins = [study.untrained, study] if study.untrained else [study]

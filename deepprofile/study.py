@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from string import Formatter
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ LOCATION_TABLES = (".csv", ".csv.gz", ".parquet")
 LOCATION_DATABASES = (".sqlite", ".sqlite3", ".db")
 LOCATION_LABELS = (".tif", ".tiff", ".png")
 _WIDTH = re.compile(r"^(?:0?[<>])?(?:[1-9]\d?)?s?$")  # {site:0>2} is 01
+WEIGHTS = (".keras", ".weights.h5", ".h5", ".hdf5")
 # folders that stages write to
 STAGES = ("illumination", "locations", "crops", "models", "features", "profiles", "scores")
 
@@ -243,6 +244,8 @@ class Train(Section):
     def _optimizer_keys(self) -> "Train":
         if self.optimizer == "sgd" and self.weight_decay:
             raise ValueError("weight_decay belongs to adamw; with sgd use l2")
+        if self.class_weights == "balanced" and self.balance != "none":
+            raise ValueError(f"class_weights balanced: the cells of an epoch are balanced by {self.balance} already")
         return self
 
 
@@ -258,7 +261,7 @@ class ProfileModel(Section):
 
     @property
     def name(self) -> str:
-        return safe_name(self.model or f"{self.network}_{Path(self.weights or 'untrained').stem}")
+        return safe_name(self.model or f"{self.network}_{_weights_name(self.weights or 'untrained')}")
 
 
 class Profiles(Section):
@@ -290,7 +293,7 @@ class Study(Section):
     channels: dict[str, str] = Field(min_length=1)  # name -> index column, or value of the pattern's channel group
     columns: Columns = Columns()
     controls: str | None = None  # a pandas query that picks the control wells
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     illumination: Illumination = Illumination()
     locate: Locate = Locate()
     crops: CropSettings = CropSettings()
@@ -381,7 +384,7 @@ class Study(Section):
         named = self.profile.weights
         if named is None or named == "imagenet":
             return named
-        is_file = named.endswith((".keras", ".h5", ".hdf5"))
+        is_file = named.endswith(WEIGHTS)
         return self.path(named) if is_file else self.models / safe_name(named) / "model.keras"
 
     @property
@@ -471,6 +474,18 @@ def template_fields(key: str, template: str, known: Sequence[str]) -> set[str]:
         fields = f"{', '.join(words[:-1])} and {words[-1]}"
         raise InputError(f"{key} {template!r}: only {fields} are filled in; two digits are {{{known[-1]}:0>2}}")
     return {name for name, _, _ in parts}
+
+
+def _weights_name(weights: str) -> str:
+    """What weights are called in the name of a model.
+
+    >>> [_weights_name(w) for w in ("lr0.02", "../a/cpcnn.hdf5", "models/run.1/epochs/0008.keras")]
+    ['lr0.02', 'cpcnn', 'run.1_0008']
+    """
+    for suffix in WEIGHTS:
+        weights = weights.removesuffix(suffix)
+    parts = PurePosixPath(weights).parts
+    return "_".join(p for p in parts[1:] if p != "epochs") if parts[:1] == ("models",) else parts[-1]
 
 
 def _place(loc: tuple[int | str, ...]) -> str:

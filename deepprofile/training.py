@@ -67,6 +67,7 @@ class Cells:
         sha = hashlib.sha256("\n".join(self.labels.classes).encode())
         sha.update(self.train.tobytes())
         sha.update(self.validation.tobytes())
+        sha.update(self.labels.codes[self.validation].tobytes())
         return sha.hexdigest()[:16]
 
 
@@ -93,7 +94,7 @@ def train_network(study: Study) -> Done:
         cells = choose_cells(study, crops)
         key = manifest.key([crops.key, cells.digest])
         if not manifest.is_current(_PART, key):
-            if manifest.parts:
+            if manifest.parts and manifest.parts[_PART].key != key:
                 _refuse(folder, earlier, described)
             if found := states(folder):
                 state = read_state(found[-1])
@@ -127,7 +128,7 @@ def choose_cells(study: Study, crops: "Crops | DeepProfilerCrops") -> Cells:
     used = np.ones(len(table), bool) if settings.select is None else select(table, settings.select).to_numpy()
     if not used.any():
         raise InputError(f"train.select: {settings.select!r} picks none of {len(table):,} cells")
-    chosen = table[used]
+    chosen = table if used.all() else table[used]
     split = split_cells(
         chosen,
         settings.split,
@@ -143,14 +144,15 @@ def choose_cells(study: Study, crops: "Crops | DeepProfilerCrops") -> Cells:
     held = np.where(parts == VALIDATION, labels.codes, -1)
     if not (held >= 0).any():
         raise InputError("no cell of the classes that train is left to validate; look at train.split and train.select")
-    validation = validation_rows(held, seed=study.seed)
+    validation = validation_rows(held, seed=study.seed, size=settings.epoch_cells)
     return Cells(crops, split, labels, np.where(parts == TRAIN, labels.codes, -1), validation)
 
 
 def training_settings(study: Study) -> dict[str, Any]:
     """What study.yaml says about the weights that come out; where curves are kept and what is scored is not of it."""
     settings = train_section(study)
-    aside = {"name", "track", "score_every", "checkpoint_every"}
+    # what is named here makes no weights, or is known by what it picks: crops, cells and their labels
+    aside = {"name", "track", "score_every", "checkpoint_every", "crops", "treatments", "init"}
     init = study.path(settings.init)
     return {
         "train": json.loads(settings.model_dump_json(exclude=aside)),
@@ -158,8 +160,6 @@ def training_settings(study: Study) -> dict[str, Any]:
         "label": list(study.label),
         "network": study.profile.network,
         "options": study.profile.options,
-        "controls": study.controls,
-        "columns": study.columns.model_dump(),
         "seed": study.seed,
     }
 
@@ -220,6 +220,7 @@ class _Training:
 
     def __init__(self, study: Study, folder: Path, key: str, cells: Cells) -> None:
         self.study, self.folder, self.key, self.cells = study, folder, key, cells
+        self.described = training_settings(study)
         self.settings = settings = train_section(study)
         labels = cells.labels
         self.classes = len(labels.classes)
@@ -236,7 +237,7 @@ class _Training:
         weights = class_weights(cells.train, settings.class_weights, labels.classes)
         shares = self.replicas.number
         self.batches = Batches(cells.crops, self.targets, weights, settings.augment or None, study.seed, shares)
-        self.plates = cells.crops.table[PLATE].to_numpy()
+        self.plates = pd.factorize(cells.crops.table[PLATE])[0]
         self.history: list[dict[str, Any]] = []
         cells_an_epoch = len(self._rows(0))
         self.batch = self.replicas.batch(settings.batch, cells_an_epoch)
@@ -276,12 +277,12 @@ class _Training:
                 trainee, self.batches.epoch(epoch, rows), self.steps, lambda: advance(self.batch), before_average
             )
         seconds = time.perf_counter() - began
-        if not math.isfinite(logs["loss"]):
-            raise InputError(
-                f"train: the loss of epoch {epoch + 1} is {logs['loss']}; lower train.learning_rate ({rate:g} in this "
-                "epoch), or give train.clip a norm such as 1; the epochs before it are kept"
-            )
         row = {"epoch": epoch + 1, "learning_rate": rate, **logs, **self._validate()}
+        if bad := [name for name in ("loss", "val_loss") if not math.isfinite(row[name])]:  # the last step may be bad
+            raise InputError(
+                f"train: the {bad[0]} of epoch {epoch + 1} is {row[bad[0]]}; lower train.learning_rate ({rate:g} in "
+                "this epoch), or give train.clip a norm such as 1; the epochs before it are kept"
+            )
         row |= {"gap": row["accuracy"] - row["val_accuracy"], "seconds": seconds}
         row["cells_per_second"] = self.steps * self.batch / seconds
         row |= self._keep(row)
@@ -290,10 +291,13 @@ class _Training:
         if settings.online_smoothing is not None:
             self._follow()
         history = [*self.history, row]
-        save_state(self.folder, trainee, history, self.targets.soft, self.key, training_settings(self.study))
+        save_state(self.folder, trainee, history, self.targets.soft, self.key, self.described)
+        self._write_history(history)
+        return row
+
+    def _write_history(self, history: list[dict[str, Any]]) -> None:
         write_table(pd.DataFrame(history), self.folder / "history.csv")
         draw_curves(pd.DataFrame(history), self.folder / "curves.png")
-        return row
 
     def _rows(self, epoch: int) -> np.ndarray:
         return epoch_rows(
@@ -313,7 +317,7 @@ class _Training:
             shifted = logits - logits.max(axis=1, keepdims=True)
             right = shifted[np.arange(len(at)), self.cells.labels.codes[at]]
             losses.append(np.log(np.exp(shifted).sum(axis=1)) - right)
-            ranks.append((shifted > right[:, None]).sum(axis=1))
+            ranks.append((shifted >= right[:, None]).sum(axis=1) - 1)  # a tie is not an answer
         loss, rank = np.concatenate(losses), np.concatenate(ranks)
         cells = np.bincount(codes, minlength=self.classes)
         right = np.bincount(codes, rank == 0, minlength=self.classes)
@@ -350,6 +354,7 @@ class _Training:
 
     def _finish(self) -> None:
         """The model to profile with: that of the best epoch where training may stop early, else of the last."""
+        self._write_history(self.history)  # a kill may have come before those of the last epoch
         last = f"epochs/{len(self.history):04d}.keras"
         with atomic_path(self.folder / "model.keras") as path:
             shutil.copyfile(self.folder / ("best.keras" if self.settings.patience else last), path)
@@ -367,7 +372,7 @@ class _Training:
             "illumination": cells.crops.illumination,
             "same_as_profiling": cells.crops.same_as_profiling,
             "training": {
-                **training_settings(study),
+                **self.described,
                 "classes": list(cells.labels.classes),
                 "left_out": [list(row) for row in cells.labels.left_out],
                 "crops": {"key": cells.crops.key, "dtype": str(cells.crops.dtype), "cells": len(cells.crops)},
@@ -431,9 +436,15 @@ def profile_scores(study: Study, weights: Path, epoch: int) -> dict[str, float]:
     """Precision at R of the profiles that the network in `weights` makes of the whole study."""
     name = f"{study.profile.network}_{train_section(study).name}_epoch{epoch}"
     chosen = study.profile.model_copy(update={"weights": str(weights), "model": name})
-    twin = study.model_copy(update={"profile": chosen})
-    for stage in (profile_cells, aggregate_wells, spherize_wells, consensus_profiles, score_profiles):
-        stage(twin)
+    baselines = tuple(name for name in study.scores.baselines if name != "untrained")  # which has stages of its own
+    scores = study.scores.model_copy(update={"baselines": baselines})
+    twin = study.model_copy(update={"profile": chosen, "scores": scores})
+    try:
+        for stage in (profile_cells, aggregate_wells, spherize_wells, consensus_profiles, score_profiles):
+            stage(twin)
+    except InputError as error:
+        log.warning("train: the profiles of epoch %d are not scored: %s", epoch, error)
+        return {}
     table = read_table(twin.scores_folder / "scores.csv")
     table = table[table["score"].astype(str).str.startswith("precision")]
     return {f"{row['profiles']}_{row['score']}": float(row["value"]) for row in table.to_dict("records")}
@@ -466,6 +477,11 @@ def _require_same(study: Study, crops: "Crops | DeepProfilerCrops") -> None:
         raise InputError(
             f"{crops.path}: its channels are {', '.join(theirs)}, those of study.yaml {', '.join(ours)}; order them "
             "alike, or run `deepprofile export` again"
+        )
+    if crops.shape[0] != study.crops.size:
+        raise InputError(
+            f"{crops.path}: its crops are {crops.shape[0]} px wide, those of study.yaml {study.crops.size}; set "
+            "crops.size to that, or export again"
         )
     if crops.same_as_profiling:
         found = json.loads(crops.preprocess.model_dump_json()) | {"illumination": crops.illumination}

@@ -231,3 +231,10 @@ def test_nothing_is_said_where_all_are_there(study, tmp_path, caplog):
     with caplog.at_level(logging.INFO, "deepprofile"):
         selected(study, treatments=str(tmp_path / "few.txt"))
     assert caplog.text == ""
+
+
+def test_a_query_that_leaves_nothing_is_refused(study):
+    with pytest.raises(
+        InputError, match=r"no cell is left by the query .*; nothing was changed \(plate, well and site are text"
+    ):
+        selected(study, query="Metadata_Site == 1")  # sites are text

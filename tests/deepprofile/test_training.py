@@ -12,7 +12,7 @@ import pytest
 from study_factory import configure, run
 
 from cytominer_tools.errors import InputError
-from deepprofile import batches
+from deepprofile import batches, training
 from deepprofile.batches import Batches
 from deepprofile.checks import check_study
 from deepprofile.export import export_crops
@@ -194,7 +194,7 @@ EVERYTHING = {
     "online_smoothing": 0.3,
     "schedule": {"kind": "plateau", "patience": 1},
     "clip": 1.0,
-    "class_weights": "balanced",
+    "class_weights": {"aaa": 2.0},
     "balance": "class_plate",
     "augment": {"mixup": 0.2, "jitter": 0.1},
     "learning_rate": 0.002,
@@ -305,6 +305,8 @@ def test_mixed_precision_keeps_float32_weights(study, precision):
 
 def test_scores_while_it_trains(study):
     settings = study(score_every=2, epochs=2)
+    scores = settings.scores.model_copy(update={"baselines": ("permutation", "untrained")})  # only of the whole study
+    settings = settings.model_copy(update={"scores": scores})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         train_network(settings)
@@ -316,7 +318,47 @@ def test_scores_while_it_trains(study):
     assert (settings.root / "profiles/small_cnn_trained_epoch2/deep/consensus.parquet").exists()
 
 
+def test_profiles_that_cannot_be_scored_do_not_stop_a_training(study, caplog):
+    settings = study(score_every=1, epochs=1).model_copy(update={"controls": None})
+    train_network(settings)
+    assert "the profiles of epoch 1 are not scored: study.yaml names no controls" in caplog.text
+    assert len(history(settings.root)) == 1
+
+
 # --- errors
+def test_weights_that_are_not_numbers_are_not_the_best(study, monkeypatch):
+    settings = study(epochs=2)
+    predict = training.predict_logits
+    monkeypatch.setattr(training, "predict_logits", lambda *args: predict(*args) * np.nan)
+    with pytest.raises(InputError, match=r"the val_loss of epoch 1 is nan; lower train\.learning_rate"):
+        train_network(settings)
+    assert not (settings.root / "models/trained/best.keras").exists()
+
+
+def test_equal_logits_are_no_answer(study, monkeypatch):
+    settings = study(epochs=1)
+    predict = training.predict_logits
+    monkeypatch.setattr(training, "predict_logits", lambda *args: predict(*args) * 0)
+    train_network(settings)
+    assert history(settings.root)["val_accuracy"].tolist() == [0.0]
+
+
+def test_a_model_that_was_deleted_is_made_again_from_its_state(trained, tmp_path):
+    root = tmp_path / "study"
+    shutil.copytree(trained, root)
+    (root / "models/trained/model.keras").unlink()
+    assert train_network(configure(root, train=TRAIN, profile=PROFILE)).made == 1
+    require_same_weights(root, trained)
+
+
+def test_what_makes_no_weights_may_change(trained, tmp_path):
+    root = tmp_path / "study"
+    shutil.copytree(trained, root)
+    columns = {"compound": "Metadata_Compound", "moa": "Metadata_Compound"}
+    study = configure(root, train={**TRAIN, "checkpoint_every": 2}, profile=PROFILE, columns=columns)
+    assert train_network(study).made == 0
+
+
 def test_a_study_without_the_section(fresh):
     with pytest.raises(InputError, match=r"has no section train; add the line `train: \{\}`"):
         train_network(fresh)
