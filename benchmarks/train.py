@@ -91,7 +91,7 @@ def bare(network, settings, steps: int, batch: int) -> float:
     import numpy as np
     from keras import losses, optimizers
 
-    from deepprofile.trainee import jit_compile
+    from deepprofile.networks import jit_compile
 
     network.compile(
         optimizers.SGD(settings.learning_rate, settings.momentum, nesterov=True),

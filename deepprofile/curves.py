@@ -11,12 +11,15 @@ from evaluation.figures import BLUE, GREY, STYLE
 
 
 def draw_curves(history: pd.DataFrame, path: Path) -> None:
-    """Write the losses, the accuracies and the learning rate of each epoch of `history` to `path`, a PNG."""
+    """Write the losses, the accuracies and the learning rate of each epoch of `history` to `path`, a PNG.
+
+    The loss of validation is plain: without label smoothing, class weights and L2.
+    """
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(9, 2.8), layout="constrained", facecolor="white")
         axes = figure.subplots(1, 3)
         epochs = history["epoch"]
-        for axis, name, title in ((axes[0], "loss", "Loss"), (axes[1], "accuracy", "Accuracy")):
+        for axis, name, title in ((axes[0], "loss", "Loss (validation: plain)"), (axes[1], "accuracy", "Accuracy")):
             axis.plot(epochs, history[name], color=BLUE, label="training", marker="o", markersize=3)
             axis.plot(epochs, history[f"val_{name}"], color=GREY, label="validation", marker="o", markersize=3)
             axis.set(title=title, xlabel="epoch")

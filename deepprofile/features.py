@@ -63,6 +63,8 @@ class Extractor:
     def __post_init__(self) -> None:
         import keras
 
+        from deepprofile.networks import jit_compile
+
         known = [layer.name for layer in self.model.layers]
         if self.layer not in known:
             raise InputError(f"{self.model.name} has no layer {self.layer!r}; its last are {', '.join(known[-6:])}")
@@ -70,8 +72,7 @@ class Extractor:
         if len(output.shape) == 4:
             output = keras.layers.GlobalAveragePooling2D(dtype="float32", name="pooled")(output)
         self._network = keras.Model(self.model.input, output)
-        # XLA makes convolutions on a CPU ten times slower; JAX has nothing else
-        self._network.compile(jit_compile=False if keras.backend.backend() == "tensorflow" else "auto")
+        self._network.compile(jit_compile=jit_compile())
         self.width = int(output.shape[-1])
 
     def __call__(self, crops: np.ndarray) -> np.ndarray:

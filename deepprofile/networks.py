@@ -136,6 +136,11 @@ def load_weights(model: keras.Model, path: Path) -> None:
         raise InputError(f"{path}: does not fit {model.name}: {reason}; check profile.network and channels") from error
 
 
+def jit_compile() -> bool | str:
+    """What to compile with: XLA makes convolutions on a CPU ten times slower; JAX has nothing else."""
+    return False if keras.backend.backend() == "tensorflow" else "auto"
+
+
 def weights_hash(model: keras.Model) -> str:
     """SHA-256 over shapes and float32 values of all weights in order; 16 hexadecimal digits."""
     sha = hashlib.sha256()

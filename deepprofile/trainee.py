@@ -8,6 +8,7 @@ import numpy as np
 from keras import ops
 
 from deepprofile.augmentation import AugmentCrops
+from deepprofile.networks import jit_compile
 from deepprofile.study import Train
 
 CROPS = "crops"
@@ -76,11 +77,6 @@ def compile_trainee(trainee: Trainee, settings: Train, classes: int) -> None:
         jit_compile=jit_compile(),
     )
     optimizer.build(trainee.trainable_variables)
-
-
-def jit_compile() -> bool | str:
-    """What to compile with: XLA makes convolutions on a CPU ten times slower; JAX has nothing else."""
-    return False if keras.backend.backend() == "tensorflow" else "auto"
 
 
 def predict_logits(

@@ -32,7 +32,7 @@ from deepprofile.features import profile_cells
 from deepprofile.index import load_index
 from deepprofile.initialization import freeze, initial_network
 from deepprofile.labels import Labels, class_weights, make_labels
-from deepprofile.networks import GROUP
+from deepprofile.networks import GROUP, jit_compile
 from deepprofile.profiles import aggregate_wells, consensus_profiles, score_profiles, spherize_wells
 from deepprofile.registry import load, package
 from deepprofile.sampling import epoch_rows, validation_rows
@@ -41,7 +41,7 @@ from deepprofile.soft_labels import Targets
 from deepprofile.splits import NEITHER, TRAIN, VALIDATION, SplitCells, split_cells
 from deepprofile.study import NAME, Study, Train
 from deepprofile.trackers import trackers
-from deepprofile.trainee import Trainee, compile_trainee, jit_compile, predict_logits
+from deepprofile.trainee import Trainee, compile_trainee, predict_logits
 from deepprofile.work import Done, log, map_ahead, progress, workers
 
 if TYPE_CHECKING:

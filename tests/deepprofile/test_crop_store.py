@@ -209,10 +209,17 @@ def test_no_store(tmp_path):
 
 
 def test_an_empty_store(located):
-    study = configure(located.root, locate=KEPT, export={"query": "Metadata_Area > 1e9"})
+    study = configure(located.root, locate=KEPT, crops={"size": 256, "border": "drop"})  # no box is within its image
     assert export_crops(study).rows == 0
     with pytest.raises(InputError, match=r"crops: the store holds no crops; look at `export` in study\.yaml"):
         Crops(study.crop_store)
+
+
+def test_a_query_that_picks_nothing_leaves_the_store_as_it_is(located):
+    rows = exported(located)[:]
+    with pytest.raises(InputError, match="no cell is left by the query"):
+        export_crops(configure(located.root, locate=KEPT, export={"query": "Metadata_Area > 1e9"}))
+    np.testing.assert_array_equal(Crops(located.crop_store)[:], rows)
 
 
 def test_another_format_version(located):
