@@ -12,6 +12,7 @@ import os
 import resource
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -74,15 +75,17 @@ def loop(trainee, batches, settings, steps: int, batch: int) -> float:
     """Cells a second of `deepprofile.training`'s loop over `steps` batches; the compilation is not counted."""
     import numpy as np
 
+    from deepprofile.devices import replicas
     from deepprofile.trainee import compile_trainee
     from deepprofile.training import fit_epoch
 
     compile_trainee(trainee, settings, CLASSES)
     rng = np.random.default_rng(0)
     rows = rng.integers(0, len(batches.crops), (steps, batch))
-    fit_epoch(trainee, batches.epoch(0, rows[:2]), 2)
+    devices = replicas()
+    fit_epoch(trainee, lambda i: batches.read(0, i, rows[i]), 2, devices=devices)
     start = time.perf_counter()
-    fit_epoch(trainee, batches.epoch(1, rows), steps)
+    fit_epoch(trainee, lambda i: batches.read(1, i, rows[i]), steps, devices=devices)
     return steps * batch / (time.perf_counter() - start)
 
 
@@ -133,7 +136,7 @@ def main() -> None:
     from deepprofile.soft_labels import Targets
     from deepprofile.study import Augment, Train
     from deepprofile.trainee import Trainee
-    from deepprofile.work import workers
+    from deepprofile.work import map_ahead, workers
 
     print(f"keras {keras.__version__} on {keras.backend.backend()}, {workers()} cores, GPU: {has_gpu()}")
     batch = 64
@@ -148,7 +151,9 @@ def main() -> None:
 
         def loader(augment):
             rows = np.random.default_rng(1).integers(0, len(crops), (10**6 // batch, batch))
-            return rate(batches(augment).epoch(0, rows), chosen.seconds / 2, batch)
+            read = partial(batches(augment).read, 0)
+            ahead = map_ahead(lambda i: read(i, rows[i]), range(len(rows)), 2 * workers())
+            return rate(ahead, chosen.seconds / 2, batch)
 
         plain = Train(l2=0.0)
         alone = [loader(None), loader(Augment())]

@@ -1,9 +1,6 @@
-"""Batches of crops for a training: read ahead by threads, and the same whatever their number."""
+"""Batches of crops for a training: the same whoever reads them, and in which order."""
 
-from collections.abc import Generator
-from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +10,6 @@ from deepprofile.crop_store import Crops
 from deepprofile.soft_labels import Targets
 from deepprofile.study import Augment
 from deepprofile.trainee import CROPS
-from deepprofile.work import map_ahead, workers
 
 if TYPE_CHECKING:
     from deepprofile.deepprofiler_crops import DeepProfilerCrops
@@ -46,17 +42,11 @@ class Batches:
     seed: int
     shares: int = 1
 
-    def epoch(self, epoch: int, rows: np.ndarray) -> Generator[Batch, None, None]:
-        """The batches of one epoch, in order; rows : int array, shape (batches, cells a batch)."""
-        with closing(map_ahead(partial(self.read, epoch), enumerate(rows), 2 * workers())) as ahead:
-            yield from ahead
-
-    def read(self, epoch: int, numbered: tuple[int, np.ndarray]) -> Batch:
-        """One batch, from its number and its rows: what goes into the network, targets, and weights of the cells.
+    def read(self, epoch: int, number: int, rows: np.ndarray) -> Batch:
+        """Batch `number` of an epoch, the crops `rows`: what goes into the network, targets, and weights of the cells.
 
         Crops are bytes where the store holds scaled ones, and floats where their counts have to be scaled first.
         """
-        number, rows = numbered
         pixels = self.crops[rows] if self.crops.scaled else self.crops.network_input(rows)
         targets = self.targets(rows)
         drawn: dict[str, np.ndarray] = {}

@@ -5,8 +5,9 @@ import json
 import math
 import platform
 import shutil
+import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ from deepprofile.checkpoints import assign, load_state, read_state, save_state, 
 from deepprofile.crop_selection import read_treatments
 from deepprofile.crop_store import Crops, open_crops, with_metadata
 from deepprofile.curves import draw_curves
-from deepprofile.devices import replicas
+from deepprofile.devices import Replicas, replicas
 from deepprofile.features import profile_cells
 from deepprofile.index import load_index
 from deepprofile.initialization import freeze, initial_network
@@ -185,29 +186,33 @@ def epoch_line(row: dict[str, Any], epochs: int) -> str:
 
 def fit_epoch(
     trainee: Trainee,
-    batches: Generator[Batch, None, None],
+    read: Callable[[int], Batch],
     steps: int,
-    advance: Callable[[], None] = lambda: None,
     *callbacks: keras.callbacks.Callback,
+    devices: Replicas,
+    advance: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
-    """Train on the `steps` of `batches` by Keras' fit, calling `advance` after each; the means of loss and metrics.
+    """Train on read(0), ..., read(steps - 1) by Keras' fit, on `devices`; the means of loss and metrics.
 
-    An error of the threads that read comes out as it was.
+    `read` runs in threads ahead of the training, and `advance` is called after each. An error of `read` comes out as it
+    was.
     """
     failed: list[BaseException] = []
+    lock = threading.Lock()
 
-    def counted() -> Iterator[Batch]:
+    def noted(number: int) -> Batch:
         try:
-            with closing(batches):
-                for one in batches:
-                    yield one
-                    advance()
-        except Exception as error:
+            batch = read(number)
+            with lock:
+                advance()
+            return batch
+        except BaseException as error:
             failed.append(error)
             raise
 
     try:
-        ended = trainee.fit(counted(), steps_per_epoch=steps, shuffle=False, verbose=0, callbacks=list(callbacks))
+        with devices.scope(), devices.feed(noted, steps) as batches:
+            ended = trainee.fit(batches, steps_per_epoch=steps, shuffle=False, verbose=0, callbacks=list(callbacks))
     except Exception:
         if failed:  # the backend says it in words of its own
             raise failed[0] from None
@@ -272,10 +277,14 @@ class _Training:
         began = time.perf_counter()
         before_average = _Weights(settings.ema is not None)
         rows = self._rows(epoch)[: self.steps * self.batch].reshape(self.steps, self.batch)
-        with self.replicas.scope():
-            logs = fit_epoch(
-                trainee, self.batches.epoch(epoch, rows), self.steps, lambda: advance(self.batch), before_average
-            )
+        logs = fit_epoch(
+            trainee,
+            lambda number: self.batches.read(epoch, number, rows[number]),
+            self.steps,
+            before_average,
+            devices=self.replicas,
+            advance=lambda: advance(self.batch),
+        )
         seconds = time.perf_counter() - began
         row = {"epoch": epoch + 1, "learning_rate": rate, **logs, **self._validate()}
         if bad := [name for name in ("loss", "val_loss") if not math.isfinite(row[name])]:  # the last step may be bad

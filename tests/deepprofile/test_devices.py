@@ -141,7 +141,7 @@ def batches(shares, **augment):
 
 def test_crops_are_mixed_on_their_device():
     rows = np.arange(40)
-    whole, parts = (batches(shares, mixup=0.4).read(1, (0, rows)) for shares in (1, 4))
+    whole, parts = (batches(shares, mixup=0.4).read(1, 0, rows) for shares in (1, 4))
     partner = parts[0]["partner"]
     assert sorted(partner) == list(range(40))
     np.testing.assert_array_equal(partner // 10, np.arange(40) // 10)
@@ -217,17 +217,16 @@ def epoch(devices, trainee, number, bright=None):
 
     rows = np.random.default_rng([7, number]).permutation(100)[: STEPS * BATCH].reshape(STEPS, BATCH)
 
-    def read():
-        # mixed in two parts for one device too: that decides what is mixed, not who does it
-        for at, (drawn, *rest) in enumerate(
-            batches(2, mixup=0.3, jitter=0.1, crop=1, rotate=False).epoch(number, rows)
-        ):
-            if bright and at == 1:
-                drawn["gain"][BATCH // 2 :] *= bright
-            yield drawn, *rest
+    # mixed in two parts for one device too: that decides what is mixed, not who does it
+    source = batches(2, mixup=0.3, jitter=0.1, crop=1, rotate=False)
 
-    with devices.scope():
-        return fit_epoch(trainee, read(), STEPS)
+    def read(at):
+        drawn, *rest = source.read(number, at, rows[at])
+        if bright and at == 1:
+            drawn["gain"][BATCH // 2 :] *= bright
+        return drawn, *rest
+
+    return fit_epoch(trainee, read, STEPS, devices=devices)
 
 
 def values(variables):
@@ -317,10 +316,10 @@ def train(whole, stopped):
     training.train_network(read_study(whole))
     read = Batches.read
 
-    def dying(self, epoch, numbered):
-        if (epoch, numbered[0]) == (1, 2):
+    def dying(self, epoch, number, rows):
+        if (epoch, number) == (1, 2):
             raise KeyboardInterrupt
-        return read(self, epoch, numbered)
+        return read(self, epoch, number, rows)
 
     Batches.read = dying
     with contextlib.suppress(BaseException):

@@ -12,7 +12,7 @@ import pytest
 from study_factory import configure, run
 
 from cytominer_tools.errors import InputError
-from deepprofile import batches, training
+from deepprofile import devices, training
 from deepprofile.batches import Batches
 from deepprofile.checks import check_study
 from deepprofile.export import export_crops
@@ -150,9 +150,9 @@ from deepprofile import training
 from deepprofile.batches import Batches
 from deepprofile.checks import check_study
 read = Batches.read
-def reading(self, epoch, numbered):
+def reading(self, *what):
     count("step")
-    return read(self, epoch, numbered)
+    return read(self, *what)
 Batches.read = reading
 from deepprofile.study import read_study
 print(training.train_network(read_study(sys.argv[1])))
@@ -205,10 +205,10 @@ def stop_after(monkeypatch, epochs):
     """Let the training stop as Ctrl-C would stop it, in the epoch after `epochs`."""
     read = Batches.read
 
-    def reading(self, epoch, numbered):
-        if epoch == epochs and numbered[0] == 2:
+    def reading(self, epoch, number, rows):
+        if (epoch, number) == (epochs, 2):
             raise KeyboardInterrupt
-        return read(self, epoch, numbered)
+        return read(self, epoch, number, rows)
 
     monkeypatch.setattr(Batches, "read", reading)
 
@@ -247,7 +247,7 @@ def test_all_of_the_state_is_kept(study, monkeypatch, tmp_path):
 
 
 def test_workers_do_not_matter(study, trained, monkeypatch):
-    monkeypatch.setattr(batches, "workers", lambda: workers() + 3)
+    monkeypatch.setattr(devices, "workers", lambda: workers() + 3)
     settings = study()
     train_network(settings)
     require_same_weights(settings.root, trained)
