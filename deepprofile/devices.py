@@ -22,6 +22,7 @@ class Replicas:
     """
 
     number = 1
+    steps_at_once = 1  # of a training, between two of which Python has a say
 
     def scope(self) -> AbstractContextManager[Any]:
         """Where the network is made and its trainer compiled, and where Keras' fit and predict_on_batch run.
@@ -90,6 +91,8 @@ def replicas(kind: str = "GPU") -> Replicas:
 class _TensorFlow(Replicas):
     """TensorFlow on one device."""
 
+    steps_at_once = 8  # as between two steps Keras holds the lock of Python for 2 ms, and the readers wait
+
     @contextmanager
     def feed(self, read: Callable[[int], Any], steps: int) -> Generator[Any, None, None]:
         """As above, by tf.data.
@@ -118,6 +121,8 @@ class _TensorFlow(Replicas):
 
 class _Mirrored(_TensorFlow):
     """TensorFlow: a copy of the variables on each device, and gradients that are summed."""
+
+    steps_at_once = 1  # the loop of several fails where a step has a tf.cond in it (TensorFlow 2.21, Keras 3.15)
 
     def __init__(self, devices: list[str]) -> None:
         import tensorflow as tf

@@ -210,6 +210,7 @@ def fit_epoch(
             failed.append(error)
             raise
 
+    trainee.steps_per_execution = devices.steps_at_once
     try:
         with devices.scope(), devices.feed(noted, steps) as batches:
             ended = trainee.fit(batches, steps_per_epoch=steps, shuffle=False, verbose=0, callbacks=list(callbacks))
