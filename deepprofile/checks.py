@@ -76,10 +76,15 @@ def _exported(study: Study) -> Iterator[Problem]:
 
 def _trained(study: Study, index: pd.DataFrame) -> Iterator[Problem]:
     """What keeps the wells of the index from being split and labelled for training, as if each site had two cells."""
-    if study.train is None or study.train.select is not None or not len(index):  # a query may ask for what cells have
+    if study.train is None or not len(index):
         return
     settings = study.train
     cells = index.loc[np.repeat(index.index, 2)].reset_index(drop=True).assign(**{CELL: np.tile([0, 1], len(index))})
+    if settings.select is not None:
+        try:
+            cells = cells[select(cells, settings.select)].reset_index(drop=True)
+        except InputError:
+            return  # it may ask for what cells have; training says what it lacks
     try:
         controls = None if study.controls is None else select(cells, study.controls).to_numpy()
         treatments = None

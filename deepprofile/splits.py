@@ -380,6 +380,11 @@ def _plates_of_treatments(frame: pd.DataFrame) -> pd.DataFrame:
     plates = frame[frame["used"] & ~frame["control"]]
     plates = plates.assign(batch=plates.get("batch", ""))
     plates = plates[["dose", "batch", "plate"]].drop_duplicates()
+    batches = plates[["plate", "batch"]].drop_duplicates()
+    if (twice := batches.duplicated("plate")).any():
+        plate = batches["plate"][twice].iat[0]
+        found = sorted(batches["batch"][batches["plate"] == plate].astype(str))
+        raise InputError(f"plate {plate} is in the batches {named(found)}; a plate has one: correct columns.batch")
     plates["many"] = plates.groupby(["dose", "batch"])["plate"].transform("size")
     plates = plates.sort_values(["dose", "many", "batch", "plate"], ascending=[True, False, True, True])
     plates["place"] = plates.groupby(["dose", "batch"]).cumcount()

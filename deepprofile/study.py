@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
 from string import Formatter
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
@@ -162,7 +162,7 @@ class Schedule(Section):
     kind: Literal["constant", "step", "cosine", "plateau"] = "cosine"
     warmup: Literal["linear", "harmonic"] = "linear"  # of cosine; harmonic is DeepProfiler's
     warmup_epochs: int = Field(5, ge=0)
-    steps: dict[int, float] = {}  # of step: the epoch from which on a rate counts
+    steps: dict[Annotated[int, Field(ge=0)], float] = {}  # of step: the epoch from which on a rate counts
     patience: int = Field(5, ge=1)  # of plateau: epochs without a lower validation loss
     factor: float = Field(0.1, gt=0, lt=1)
     minimum: float = Field(1e-4, ge=0)
@@ -176,6 +176,10 @@ class Schedule(Section):
     def _steps_of_step(self) -> "Schedule":
         if (self.kind == "step") != bool(self.steps):
             raise ValueError("kind step and the key steps, such as {10: 0.01, 20: 0.005}, go together")
+        for kind, keys in (("cosine", ("warmup", "warmup_epochs")), ("plateau", ("patience", "factor", "minimum"))):
+            for key in keys:
+                if kind != self.kind and key in self.model_fields_set:
+                    raise ValueError(f"{key} belongs to the kind {kind}, and the kind is {self.kind}; leave it out")
         return self
 
 
@@ -244,6 +248,10 @@ class Train(Section):
     def _optimizer_keys(self) -> "Train":
         if self.optimizer == "sgd" and self.weight_decay:
             raise ValueError("weight_decay belongs to adamw; with sgd use l2")
+        if self.optimizer == "adamw" and "momentum" in self.model_fields_set:
+            raise ValueError("momentum belongs to sgd; with adamw leave it out")
+        if self.init != "imagenet" and "stem" in self.model_fields_set:
+            raise ValueError(f"stem belongs to the init imagenet, and the init is {self.init}; leave it out")
         if self.class_weights == "balanced" and self.balance != "none":
             raise ValueError(f"class_weights balanced: the cells of an epoch are balanced by {self.balance} already")
         return self

@@ -76,6 +76,13 @@ def test_replicates_are_counted_in_the_batch_with_most_plates_first():
     np.testing.assert_array_equal(found.parts, split(by="two").parts)
 
 
+def test_a_plate_in_two_batches_is_refused():
+    treated = TINY["Metadata_Well"][TINY["Metadata_Compound"] != "DMSO"].iat[0]
+    table = TINY.assign(Metadata_Batch=TINY["Metadata_Batch"].mask(TINY["Metadata_Well"] == treated, "other"))
+    with pytest.raises(InputError, match=r"plate P1 is in the batches b1.*other; a plate has one: correct"):
+        split(table, "two")
+
+
 def test_a_drawn_replicate_is_one_plate_of_the_map():
     for seed in range(5):
         held = [p for p, side in sides(split(by="replicate", seed=seed)).items() if side == "validation"]

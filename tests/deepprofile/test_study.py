@@ -79,6 +79,25 @@ def test_one_problem(text, words, tmp_path):
     assert [row[: len(words)] for row in problems(tmp_path, text)] == [words]
 
 
+@pytest.mark.parametrize(
+    ("train", "words"),
+    [
+        ("{schedule: step}", "kind step and the key steps, such as {10: 0.01, 20: 0.005}, go together"),
+        ("{schedule: {kind: step, steps: {-1: 0.1}}}", "Input should be greater than or equal to 0"),
+        ("{schedule: {kind: constant, warmup_epochs: 2}}", "warmup_epochs belongs to the kind cosine, and the kind is"),
+        ("{schedule: {factor: 0.5}}", "factor belongs to the kind plateau, and the kind is cosine; leave it out"),
+        ("{weight_decay: 0.1}", "weight_decay belongs to adamw; with sgd use l2"),
+        ("{optimizer: adamw, momentum: 0.8}", "momentum belongs to sgd; with adamw leave it out"),
+        ("{init: random, stem: inflate}", "stem belongs to the init imagenet, and the init is random; leave it out"),
+        ("{class_weights: balanced}", "the cells of an epoch are balanced by class already"),
+        ("{split: {by: plate, fraction: 0.5, train: [P1]}}", "the lists train and validation decide who validates"),
+    ],
+)
+def test_a_setting_of_training_that_would_do_nothing_is_refused(tmp_path, train, words):
+    (row,) = problems(tmp_path, SMALL + f"train: {train}\n")
+    assert words in row
+
+
 def test_the_root_is_where_the_file_stands(tmp_path):
     with pytest.raises(InputError, match=r"unknown key root; image paths start from images\.root"):
         read(tmp_path, SMALL + "root: /etc\n")

@@ -471,5 +471,8 @@ def test_check_says_what_keeps_it_from_training(fresh):
         ("error", "study.yaml train.init", f"{fresh.root / 'no.keras'}: no such file")
     ]
     assert told(split="site")[0][:2] == ("warning", "study.yaml train.split")
+    controls = told(split="well", select="Metadata_Compound == 'DMSO'")  # a query on the index is applied
+    assert "only 'DMSO' has 1 cell or more to train on" in controls[0][2]
+    assert told(split="site", select="Metadata_AreaShape_Area > 5") == []  # what cells have is known once located
     study = configure(fresh.root, profile={"weights": "other"})
     assert any("models/other/model.keras: no such file" in p.what for p in check_study(study))
