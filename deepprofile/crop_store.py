@@ -65,6 +65,8 @@ class Crops:
         True: what `network_input` gives is what profiling gives the network under the same settings.
     scaled : bool
         True with depth uint8: 0 to 255 stand for 0 to 1 of the network's input. False where the values are counts.
+    compression : str
+        As `export.compression` says.
     key : str
         Changes whenever a crop may have changed, but not with the columns of the index.
 

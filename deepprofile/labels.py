@@ -18,8 +18,6 @@ class Labels:
 
     Attributes
     ----------
-    columns : names of columns
-        Their values together are the class.
     classes : sorted names
         Values of several columns have " | " between them.
     codes : int64 array, shape (n_cells,)
@@ -27,7 +25,6 @@ class Labels:
     left_out : (class or cells, why), in the order of classes
     """
 
-    columns: tuple[str, ...]
     classes: tuple[str, ...]
     codes: np.ndarray
     left_out: tuple[tuple[str, str], ...]
@@ -78,7 +75,7 @@ def make_labels(table: pd.DataFrame, columns: Sequence[str], parts: np.ndarray, 
         )
     place = np.full(len(names) + 1, -1)  # the last is that of code -1
     place[kept] = np.arange(len(kept))
-    return Labels(tuple(columns), tuple(names[i] for i in kept), place[codes], tuple(left_out))
+    return Labels(tuple(names[i] for i in kept), place[codes], tuple(left_out))
 
 
 def class_weights(

@@ -31,7 +31,6 @@ def labels(min_cells=3, **counts):
 # --- golden
 def test_classes_that_cannot_be_learned_are_named_and_left_out():
     found = labels(few=(2, 5), DMSO=(4, 2), late=(0, 3), none=(0, 0, 6), empty=(1, 1, 1), aaa=(3, 0, 2))
-    assert found.columns == ("Metadata_Compound",)
     assert found.classes == ("DMSO", "aaa")
     wanted = [-1] * 7 + [0] * 6 + [-1] * 3 + [-1] * 6 + [-1] * 3 + [1] * 3 + [-1] * 2
     assert found.codes.tolist() == wanted
