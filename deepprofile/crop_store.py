@@ -46,6 +46,8 @@ class Crops:
     ----------
     path : str or Path
         The folder `crops` of a study.
+    plates : sequence of str, optional
+        Only the crops of these.
 
     Attributes
     ----------
@@ -76,15 +78,17 @@ class Crops:
 
     same_as_profiling = True
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, plates: Sequence[str] | None = None):
         self.path = Path(path)
         sites = _read_sites(self.path)
+        if plates is not None:
+            sites = sites[sites[PLATE].isin(list(plates))]
         wells = sites.drop_duplicates([PLATE, WELL])
-        plates = [
+        by_plate = [
             (str(plate), dict(zip(group[WELL], group[_KEY], strict=True)))
             for plate, group in wells.groupby(PLATE, sort=False)
         ]
-        tables = [table for plate, keys in plates if len(table := _read_plate(self.path, plate, keys))]
+        tables = [table for plate, keys in by_plate if len(table := _read_plate(self.path, plate, keys))]
         if not tables:
             raise InputError(f"{self.path}: the store holds no crops; look at `export` in study.yaml and at locations")
         about = [json.loads(table.schema.metadata[ABOUT]) for table in tables]
@@ -326,6 +330,18 @@ def write_sites(folder: Path, sites: pd.DataFrame, keys: Mapping[tuple[str, str]
     said = {ABOUT: json.dumps({"format_version": FORMAT_VERSION})}
     with atomic_path(folder / SITES) as path:
         write_parquet(pa.Table.from_pandas(kept, preserve_index=False).replace_schema_metadata(said), path)
+
+
+def store_keys(folder: Path) -> dict[tuple[str, str], str]:
+    """The key of each (plate, well) as the last export wants it; one that its part does not have is not finished.
+
+    Raises
+    ------
+    InputError
+        There is no store, or one of another format version.
+    """
+    sites = _read_sites(folder).drop_duplicates([PLATE, WELL])
+    return dict(zip(zip(sites[PLATE], sites[WELL], strict=True), sites[_KEY], strict=True))
 
 
 def _read_sites(folder: Path) -> pd.DataFrame:
