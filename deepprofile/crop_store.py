@@ -21,6 +21,7 @@ from cytominer_tools.errors import InputError
 from cytominer_tools.files import atomic_path, safe_name
 from cytominer_tools.manifest import PlateTable, digest
 from cytominer_tools.tables import write_parquet
+from deepprofile.parts import plate_lock
 from deepprofile.preprocess import Preprocess
 
 if TYPE_CHECKING:
@@ -260,9 +261,13 @@ def with_metadata(cells: pd.DataFrame, sites: pd.DataFrame) -> pd.DataFrame:
     return cells.merge(sites[more], on=key, how="left", validate="m:1")
 
 
-def plate_crops(folder: Path, plate: str) -> PlateTable:
-    """The table of one plate in the store at `folder`, as far as it is made."""
-    return PlateTable(folder / safe_name(plate), STAGE)
+def plate_crops(folder: Path, plate: str, together: Path | None = None) -> PlateTable:
+    """The table of one plate in the store at `folder`, as far as it is made.
+
+    For a process that makes some of its wells while others make the rest, `together` is the folder of the study.
+    """
+    place = folder / safe_name(plate)
+    return PlateTable(place, STAGE, None if together is None else plate_lock(together, place))
 
 
 def part_name(well: str, key: str) -> str:

@@ -88,6 +88,20 @@ def replicas(kind: str = "GPU") -> Replicas:
     return Replicas()
 
 
+def device_names() -> list[str]:
+    """The GPUs that the backend sees, by name."""
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        return [device.name for device in tf.config.list_physical_devices("GPU")]
+    if backend == "torch":
+        import torch
+
+        return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    return [name for name in keras.distribution.list_devices() if name.startswith(("gpu", "cuda"))]
+
+
 class _TensorFlow(Replicas):
     """TensorFlow on one device."""
 

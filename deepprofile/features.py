@@ -20,7 +20,7 @@ from cytominer_tools.files import atomic_path, safe_name
 from cytominer_tools.manifest import PlateTable, changes
 from deepprofile.crop_source import lacks_site
 from deepprofile.index import load_index
-from deepprofile.parts import Share, dealt_wells, plate_lock
+from deepprofile.parts import Share, dealt_sites, dealt_wells, plate_lock
 from deepprofile.study import Study
 from deepprofile.views import Job, View, Views, keep_earlier_views, open_views
 from deepprofile.work import Done, in_background, log, map_ahead, progress, workers
@@ -151,7 +151,7 @@ def profile_cells(
     share : Share, optional
         The wells of this process, where others have the rest. Whoever makes the last well of a plate makes its file.
     tell : function of sites and cells
-        Called whenever more of them are done.
+        Called with the sites that need no work, and then whenever more are done.
 
     Raises
     ------
@@ -163,7 +163,7 @@ def profile_cells(
     studies = [study.at_epoch(epoch) for epoch in dict.fromkeys(epochs)] or [study]
     networks, sets = _networks(studies)
     dealt = dealt_wells(index, share)
-    with study.writing(share), progress("profile", _sites(index, dealt), "sites") as advance:
+    with study.writing(share), progress("profile", dealt_sites(index, dealt), "sites") as advance:
         opened = open_views(study, index, dealt, strict=strict)
         sets = [_with_depth(one, opened) for one in sets]
         for one in sets:
@@ -177,7 +177,9 @@ def profile_cells(
                 (well.plate.views, well.plate.tables[number], well.name) for well in todo if number in well.stale
             ]
             keep_earlier_views(study, f"the features in {one.study.features}", earlier)
-        advance.skip(_sites(index, dealt) - sum(len(well.plate.views.sites[well.name]) for well in todo))
+        current = dealt_sites(index, dealt) - sum(len(well.plate.views.sites[well.name]) for well in todo)
+        advance.skip(current)
+        tell(current, 0)
         asked = {number for well in todo for number in well.stale}
         networks = [network for network in networks if asked.intersection(network.sets)]
         feeder = _Feeder((study.profile.batch, *[study.crops.size] * 2, len(study.channels)))
@@ -207,10 +209,10 @@ def _networks(studies: Sequence[Study]) -> tuple[list[_Network], list[_Set]]:
     sets: list[_Set] = []
     for study in studies:
         extractor, card = load_extractor(study)
-        cards = (card,)
-        for one, card in zip(study.feature_sets, cards, strict=True):
+        cards, widths = (card,), (extractor.width,)
+        for one, card, width in zip(study.feature_sets, cards, widths, strict=True):
             chosen = one.profile
-            card = card | {"model": chosen.name, "views": _views_settings(one), "dtype": chosen.dtype}
+            card = card | {"model": chosen.name, "width": width, "views": _views_settings(one), "dtype": chosen.dtype}
             settings = feature_settings(one) | {name: card[name] for name in ("weights_hash", "runtime")}
             sets.append(_Set(one, card, settings))
         numbers = tuple(range(len(sets) - len(cards), len(sets)))
@@ -319,11 +321,6 @@ def _with_depth(one: _Set, opened: Mapping[str, Views]) -> _Set:
     """The set with the depth of the crop store in its card, where it is made from one."""
     depths = sorted({views.depth for views in opened.values() if views.depth is not None})
     return replace(one, card=one.card | {"views": one.card["views"] | {"depth": depths[0]}}) if depths else one
-
-
-def _sites(index: pd.DataFrame, dealt: Mapping[str, set[str]]) -> int:
-    """How many sites the wells that are `dealt` have."""
-    return sum(int(sites[WELL].isin(dealt[str(name)]).sum()) for name, sites in index.groupby(PLATE) if name in dealt)
 
 
 def _open(sets: Sequence[_Set], name: str, views: Views, share: Share | None) -> _Plate:

@@ -1,6 +1,6 @@
 """A share of the wells of a study, such as 2/8, for one of several processes; by a rule that all of them know."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -78,3 +78,9 @@ def dealt_wells(index: pd.DataFrame, share: Share | None) -> dict[str, set[str]]
     for plate, well in wells if share is None else share.of(wells):
         dealt.setdefault(plate, set()).add(well)
     return dealt
+
+
+def dealt_sites(index: pd.DataFrame, dealt: Mapping[str, set[str]]) -> int:
+    """How many sites the wells that are `dealt` have."""
+    plates = {str(name): sites[WELL] for name, sites in index.groupby(PLATE)}
+    return sum(int(plates[name].isin(wells).sum()) for name, wells in dealt.items())

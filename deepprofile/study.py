@@ -427,8 +427,10 @@ class Study(Section):
         """The same study with the untrained weights of its network, where the scores ask for that baseline."""
         if "untrained" not in self.scores.baselines or self.profile.weights is None:
             return None
-        name = _EPOCH.sub("", self.profile.name)  # untrained, all epochs are one
-        return self._profiled(weights=None, model=f"{name}_untrained")
+        name, layer = _EPOCH.sub("", self.profile.name), ""  # untrained, all epochs are one
+        if isinstance(self.profile.layer, str) and name.endswith(f"-{self.profile.layer}"):  # one of several
+            layer = f"-{self.profile.layer}"
+        return self._profiled(weights=None, model=f"{name.removesuffix(layer)}_untrained{layer}")
 
     @property
     def feature_sets(self) -> tuple["Study", ...]:

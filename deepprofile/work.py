@@ -177,12 +177,13 @@ class Progress:
 
     def __init__(self, show: Callable[[str], None], add: Callable[[int], None], start: Callable[[int], None]):
         self._show, self._add, self._start = show, add, start
-        self.done = self.cells = 0
+        self.done = self.cells = self._skipped = 0
         self._began = time.monotonic()
 
     def skip(self, n: int) -> None:
         """Pass over `n` that need no work; the clock starts here."""
-        self._start(n)
+        self._skipped += n
+        self._start(self._skipped + self.done)
         self._began = time.monotonic()
 
     def __call__(self, n: int, cells: int = 0) -> None:
