@@ -232,8 +232,8 @@ class PlateTable:
             }
             self.manifest.save()
         for left in [*self.folder.glob(f"*{_RECORD}"), *self.folder.glob("*.parquet")]:
-            if left.name != _MERGED:
-                left.unlink()
+            if left.name != _MERGED and not left.name.startswith("."):  # another process may be writing that one
+                left.unlink(missing_ok=True)
 
     def read(self, well: str, columns: list[str] | None = None) -> pa.Table:
         """The cells of one finished well, in the order they were written."""

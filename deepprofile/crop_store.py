@@ -310,13 +310,13 @@ def write_part(path: Path, about: Mapping[str, Any], batches: Iterable[tuple[pa.
         cells, crops = first
         shape, dtype = crops.shape[1:], crops.dtype
         said = json.dumps({**about, "shape": shape, "dtype": dtype.name}, sort_keys=True)
-        kind = _encode(crops[:0], about["compression"]).type
+        kind = encode_crops(crops[:0], about["compression"]).type
         schema = cells.schema.append(pa.field(CROP, kind, nullable=False)).with_metadata({ABOUT: said})
         with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
             for cells, crops in chain([first], batches):
                 kept.append(cells)
                 columns = [column.combine_chunks() for column in cells.columns]
-                encoded = _encode(crops, about["compression"])
+                encoded = encode_crops(crops, about["compression"])
                 writer.write_batch(pa.record_batch([*columns, encoded], schema=schema))
         offset, length = _extents(part)
     table = pa.concat_tables(kept)
@@ -390,7 +390,7 @@ def _read_parquet(path: Path) -> pa.Table:
         raise InputError(f"{path}: cannot be read, missing or damaged ({reason}); delete it and {MEND}") from error
 
 
-def _encode(crops: np.ndarray, compression: str) -> pa.Array:
+def encode_crops(crops: np.ndarray, compression: str) -> pa.Array:
     """Crops (n, H, W, C) as bytes in C order: of fixed size as they are, or each a Blosc-1 frame of LZ4."""
     if compression == "none":
         flat = pa.py_buffer(np.ascontiguousarray(crops))
@@ -399,7 +399,7 @@ def _encode(crops: np.ndarray, compression: str) -> pa.Array:
     # a pixel is an item, so that the bits of one channel come to stand together: 12 % smaller than value by value
     pixel = f"V{crops.shape[3] * crops.itemsize}"
     frames = [
-        imagecodecs.blosc_encode(
+        imagecodecs.bloscencode_crops(
             crop.reshape(-1).view(pixel), 5, compressor="lz4", shuffle="bitshuffle", blocksize=crop.nbytes
         )
         for crop in crops

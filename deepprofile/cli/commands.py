@@ -148,6 +148,19 @@ def check(study: Path, as_json: bool) -> None:
     sys.exit(2 if errors else 0)
 
 
+@main.command()
+@study_argument
+@click.option("--price", type=click.FloatRange(min=0), help="Of an hour of this machine, in any currency.")
+@click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
+def plan(study: Path, price: float | None, as_json: bool) -> None:
+    """Say what a study will take: cells, disk, hours, money; by measuring for some seconds."""
+    read = _study(study)
+    with _quiet_keras():
+        from deepprofile.plan import plan_study
+    made = plan_study(read, price=price)
+    click.echo(json.dumps(made.as_json(), indent=1) if as_json else "\n".join(made.lines()))
+
+
 _preview_option = click.option(
     "--preview", is_flag=True, help="Draw the cells of six sites to locations/preview.png, and write nothing else."
 )
