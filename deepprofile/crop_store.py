@@ -399,7 +399,7 @@ def encode_crops(crops: np.ndarray, compression: str) -> pa.Array:
     # a pixel is an item, so that the bits of one channel come to stand together: 12 % smaller than value by value
     pixel = f"V{crops.shape[3] * crops.itemsize}"
     frames = [
-        imagecodecs.bloscencode_crops(
+        imagecodecs.blosc_encode(
             crop.reshape(-1).view(pixel), 5, compressor="lz4", shuffle="bitshuffle", blocksize=crop.nbytes
         )
         for crop in crops

@@ -1,4 +1,4 @@
-"""What a study will take before hours are spent: cells, disk, hours and money, from a short calibration on its images."""
+"""What a study will take, before hours are spent: cells, disk, hours and money, from a short calibration."""
 
 import json
 import math
