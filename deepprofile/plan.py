@@ -289,7 +289,7 @@ class _Planner:
             after = time.perf_counter()
             if pa.types.is_large_binary(frames.type):
                 for frame in frames:
-                    imagecodecs.blosc_decode(frame.as_buffer())
+                    imagecodecs.blosc_decode(frame.as_py())
             np.divide(kept, np.float32(255), dtype=np.float32)
             end = time.perf_counter()
             sizes += [len(frame.as_py()) for frame in frames]
@@ -411,10 +411,15 @@ def _serial(one: float | None, other: float | None) -> float | None:
 
 def _stored(features: np.ndarray, dtype: str) -> float:
     """Bytes of the features of a cell in Parquet."""
-    values = pa.FixedSizeListArray.from_arrays(pa.array(features.astype(dtype).ravel()), features.shape[1])
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.table({"features": values}), sink, compression="zstd", use_dictionary=False)
-    return sink.getvalue().size / len(features)
+
+    def size(values: np.ndarray) -> int:
+        column = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.table({"features": column}), sink, compression="zstd", use_dictionary=False)
+        return int(sink.getvalue().size)
+
+    stored = features.astype(dtype)
+    return (size(stored) - size(stored[:0])) / len(stored)  # without what a file has beside its rows
 
 
 def _median_speed(width: int) -> float:
@@ -428,4 +433,6 @@ def _median_speed(width: int) -> float:
 def _number(value: float | None) -> str:
     if value is None:
         return "-"
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    if value >= 100:
+        return f"{value:,.0f}"
+    return "< 0.01" if 0 < value < 0.01 else f"{value:.3g}"
