@@ -341,7 +341,7 @@ class _Planner:
             extractor(batch)
             times.append(time.perf_counter() - start)
         outputs = features if isinstance(features, tuple) else (features,)
-        stored = sum(_stored(one, study.profile.dtype) for one in outputs)
+        stored = sum(_stored(one[: len(crops)], study.profile.dtype) for one in outputs)
         return size / float(np.median(times)), (stored, len(outputs), max(one.shape[1] for one in outputs))
 
     def _together(self, speed: float | None, fed: float | None) -> float | None:

@@ -90,7 +90,7 @@ def test_located_cells_are_counted_and_nothing_is_written(located):
 
 
 def test_space_is_what_the_stages_take(located):
-    study = set_up(located.root, train={"init": "random"})
+    study = set_up(located.root, train={"init": "random"}, profile={"batch": 256})
     found = stages(plan_study(study, seconds=SECONDS))
     export_crops(study)
     crops = sum(path.stat().st_size for path in study.crop_store.rglob("*.arrow"))
