@@ -1,12 +1,10 @@
 """Single-cell features: sites read ahead, cells of several sites in batches of one shape, a Parquet part a well."""
 
 import json
-import platform
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,7 +13,7 @@ import pyarrow as pa
 from cytominer_tools.columns import CELL, PLATE, SITE, WELL
 from cytominer_tools.errors import InputError
 from cytominer_tools.files import atomic_path, safe_name
-from cytominer_tools.manifest import PlateTable, changes
+from cytominer_tools.manifest import PlateTable
 from deepprofile.crop_source import (
     CropSource,
     SiteSource,
@@ -26,6 +24,7 @@ from deepprofile.crop_source import (
     read_source,
     site_name,
 )
+from deepprofile.extractor import load_extractor
 from deepprofile.index import load_index
 from deepprofile.locations import X, Y
 from deepprofile.preprocess import Preprocess
@@ -33,51 +32,8 @@ from deepprofile.sites import site_rows
 from deepprofile.study import Study
 from deepprofile.work import Done, in_background, log, map_ahead, progress, workers
 
-if TYPE_CHECKING:
-    import keras
-
 STAGE = "features"
 CARD = b"deepprofile.card"
-
-
-@dataclass
-class Extractor:
-    """A network cut at a layer, compiled for one batch shape.
-
-    Parameters
-    ----------
-    model : keras.Model
-        float32 (n, H, W, C) to whatever.
-    layer : str
-        Its output, averaged over the image where it is one, becomes the features.
-
-    Raises
-    ------
-    InputError
-        No such layer.
-    """
-
-    model: "keras.Model"
-    layer: str = "features"
-
-    def __post_init__(self) -> None:
-        import keras
-
-        from deepprofile.networks import jit_compile
-
-        known = [layer.name for layer in self.model.layers]
-        if self.layer not in known:
-            raise InputError(f"{self.model.name} has no layer {self.layer!r}; its last are {', '.join(known[-6:])}")
-        output = self.model.get_layer(self.layer).output
-        if len(output.shape) == 4:
-            output = keras.layers.GlobalAveragePooling2D(dtype="float32", name="pooled")(output)
-        self._network = keras.Model(self.model.input, output)
-        self._network.compile(jit_compile=jit_compile())
-        self.width = int(output.shape[-1])
-
-    def __call__(self, crops: np.ndarray) -> np.ndarray:
-        """float32 (batch, H, W, C) to float32 (batch, width)."""
-        return np.asarray(self._network.predict_on_batch(crops), np.float32)
 
 
 @dataclass
@@ -130,7 +86,7 @@ def profile_cells(study: Study, *, strict: bool = False) -> Done:
         first bad site.
     """
     index = load_index(study)
-    extractor, card = load_extractor(study)
+    extractor, (card,) = load_extractor(study)
     settings = feature_settings(study) | {name: card[name] for name in ("weights_hash", "runtime")}
     with study.writing(), progress("profile", len(index), "sites") as advance:
         with atomic_path(study.features / "card.json") as path:
@@ -146,94 +102,19 @@ def profile_cells(study: Study, *, strict: bool = False) -> Done:
         with closing(in_background(_batches(images, study.preprocess, study.profile.batch, advance), 2)) as batches:
             for batch in batches:
                 if batch.crops is not None:
-                    features, start = extractor(batch.crops), 0
+                    (features,), start = extractor(batch.crops), 0
                     for well, n in batch.rows:
                         well.features.append(features[start : start + n].copy())
                         start += n
                 for well in batch.ended:
-                    well.plate.table.write(well.name, well.key, _table(well, extractor.width, card), well.skipped)
+                    well.plate.table.write(well.name, well.key, _table(well, card["width"], card), well.skipped)
                     well.plate.left -= 1
                     if not well.plate.left:
                         well.plate.table.finish(well.plate.source.sites)
     parts = [part for plate in plates for part in plate.table.manifest.parts.values()]
     skipped = tuple(row for part in parts for row in part.skipped)
     rows = sum(part.rows for part in parts)
-    return Done("profile", made, len(parts) - made, rows, f"cells x {extractor.width} features", skipped)
-
-
-def load_extractor(study: Study) -> tuple[Extractor, dict[str, Any]]:
-    """The network of `study`, ready to extract, and its model card: all that makes two sets of features comparable."""
-    import keras
-
-    from deepprofile.networks import GROUP, build_network, weights_hash
-    from deepprofile.registry import load, package
-
-    chosen, preprocess = study.profile, study.preprocess
-    weights = study.weights
-    trained = None if weights is None else trained_card(Path(weights))
-    if trained is not None:
-        require_as_trained(study, trained, str(weights))
-    size = (preprocess.size, preprocess.size)
-    model = build_network(
-        chosen.network, channels=len(preprocess.channels), size=size, weights=weights, seed=study.seed, **chosen.options
-    )
-    if weights is None:
-        log.warning(
-            "profile: profile.weights is none: %s is untrained, a baseline rather than a result", chosen.network
-        )
-    extractor = Extractor(model, chosen.layer)
-    build = load(GROUP, chosen.network)
-    card = {
-        "model": chosen.name,
-        "network": chosen.network,
-        "options": chosen.options,
-        "package": package(GROUP, chosen.network),
-        "source": getattr(build, "source", None),
-        "licence": getattr(build, "licence", None),
-        "weights": chosen.weights or f"untrained, seed {study.seed}",
-        "weights_hash": weights_hash(model),
-        "layer": chosen.layer,
-        "width": extractor.width,
-        "preprocess": json.loads(preprocess.model_dump_json()),
-        "illumination": study.correction,
-        "runtime": f"keras-{keras.backend.backend()} float32",
-        "versions": {"keras": keras.__version__, "python": platform.python_version()},
-    }
-    return extractor, card if trained is None else card | {"training": trained["training"]}
-
-
-def trained_card(weights: Path) -> dict[str, Any] | None:
-    """The model card that training left beside `weights`, or above the epochs; None where there is none."""
-    for folder in (weights.parent, weights.parent.parent):
-        path = folder / "card.json"
-        if weights.is_file() and path.is_file():
-            try:
-                card: dict[str, Any] = json.loads(path.read_text("utf-8"))
-            except ValueError as error:
-                raise InputError(f"{path}: not a model card; delete it to profile without one") from error
-            return card if "training" in card else None
-    return None
-
-
-def require_as_trained(study: Study, card: dict[str, Any], weights: str) -> None:
-    """Refuse to profile with other channels or crops than the network was trained on.
-
-    Raises
-    ------
-    InputError
-        It says what differs and how to mend it.
-    """
-    found, wanted = card["preprocess"], json.loads(study.preprocess.model_dump_json())
-    if found["channels"] != wanted["channels"]:
-        raise InputError(
-            f"{weights} was trained on the channels {', '.join(found['channels'])}, in this order; study.yaml has "
-            f"{', '.join(wanted['channels'])}: write `channels` in that order and with those names"
-        )
-    found, wanted = found | {"illumination": card["illumination"]}, wanted | {"illumination": study.correction}
-    if not card.get("same_as_profiling", True):  # then the size alone has to be that of the training
-        found, wanted = {"size": found["size"]}, {"size": wanted["size"]}
-    if changed := changes(found, wanted):
-        raise InputError(f"{weights} was trained on other crops ({'; '.join(changed)}); set them as they were there")
+    return Done("profile", made, len(parts) - made, rows, f"cells x {card['width']} features", skipped)
 
 
 def feature_settings(study: Study) -> dict[str, Any]:

@@ -256,8 +256,21 @@ class ProfileModel(Section):
     network: str = "efficientnet_b0"
     weights: str | None = None  # none: untrained, from the seed; imagenet; a file; or the train.name of a model
     options: dict[str, Any] = {}  # passed on to the network
-    layer: str = "features"
+    layer: str | tuple[str, ...] = "features"  # several: one pass, and a set of features each, named model-layer
     batch: int = Field(64, ge=1, le=4096)  # cells a batch
+    runtime: Literal["keras", "onnx", "openvino"] = "keras"  # onnx and openvino: on the CPU, by extra
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+
+    @model_validator(mode="after")
+    def _some_layers(self) -> "ProfileModel":
+        if not self.layers or len(set(self.layers)) < len(self.layers):
+            raise ValueError(f"layer: name one layer or several different ones, got {', '.join(self.layers) or 'none'}")
+        return self
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers whose outputs become features, one or several."""
+        return (self.layer,) if isinstance(self.layer, str) else self.layer
 
     @property
     def name(self) -> str:
