@@ -1,10 +1,8 @@
 import json
-import os
-import subprocess
-import sys
 import zipfile
 from importlib.util import find_spec
 
+import keras
 import numpy as np
 import pytest
 
@@ -48,7 +46,9 @@ def exported(network, folder, runtime, batch=21, precision="float32", name="tiny
 
 
 def plain(network, crops):
-    return network.predict(crops, verbose=0)
+    """By Keras, as a list."""
+    found = network.predict_on_batch(crops)
+    return found if isinstance(found, list) else [found]
 
 
 # --- parity with Keras' predict
@@ -90,12 +90,19 @@ def test_the_features_of_a_batch_outlive_the_next(network, crops, tmp_path, runt
 
 
 @pytest.mark.parametrize("runtime", EXPORTED)
-def test_a_network_with_squeezing_and_depthwise_layers(tmp_path, runtime):
-    model = build_network("efficientnet_b0", channels=2, size=(32, 32), seed=2)
-    network = feature_network(model, ("block2a_activation", "features"))
-    crops = np.random.default_rng(0).random((4, 32, 32, 2), np.float32)
+def test_layers_that_networks_are_made_of(tmp_path, runtime):
+    """Strides, padding of one side, depthwise kernels, swish, squeezing and exciting."""
+    inputs = x = keras.Input((17, 17, 2))
+    x = keras.layers.Rescaling(255.0)(x)
+    x = keras.layers.Conv2D(6, 3, strides=2, padding="same", activation="swish")(x)
+    x = keras.layers.DepthwiseConv2D(3, strides=2, padding="same", name="wide")(x)
+    squeezed = keras.layers.Reshape((1, 1, 6))(keras.layers.GlobalAveragePooling2D()(x))
+    x = keras.layers.Multiply()([x, keras.layers.Conv2D(6, 1, activation="sigmoid")(squeezed)])
+    x = keras.layers.Dense(3, name="features")(keras.layers.GlobalMaxPooling2D()(x))
+    network = feature_network(keras.Model(inputs, x), ("wide", "features"))
+    crops = np.random.default_rng(0).random((4, 17, 17, 2), np.float32)
     for ours, theirs in zip(exported(network, tmp_path, runtime, 4)(crops), plain(network, crops), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4 * np.abs(theirs).max())
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4 * np.abs(theirs).max())
 
 
 def test_no_more_than_a_part_a_core(network, crops, tmp_path, monkeypatch):
@@ -124,7 +131,7 @@ def test_an_export_is_used_again(network, crops, tmp_path, runtime, monkeypatch)
 @pytest.mark.parametrize("runtime", EXPORTED)
 def test_other_weights_or_layers_are_another_export(crops, tmp_path, runtime):
     names = set()
-    for seed, layers in ((1, ("features",)), (2, ("features",)), (2, ("block1_pool",))):
+    for seed, layers in ((1, ("features",)), (2, ("features",)), (2, ("block1_activation",))):
         model = build_network("small_cnn", channels=3, size=(16, 16), seed=seed, width=4, depth=2)
         network = feature_network(model, layers)
         (found,) = exported(network, tmp_path, runtime)(crops)
@@ -177,11 +184,11 @@ def test_a_damaged_export_is_named(network, tmp_path, runtime, damage):
 # --- precision
 @pytest.mark.skipif(find_spec("openvino") is None, reason="openvino is not installed")
 def test_bfloat16_by_openvino_where_the_cpu_has_it(network, crops, tmp_path):
-    try:
-        require_runtime("openvino", "bfloat16")
-    except InputError as error:
-        assert "this CPU has no instructions for bfloat16" in str(error)
+    import openvino
+
+    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         pytest.skip("this CPU has no bfloat16")
+    require_runtime("openvino", "bfloat16")
     exact = exported(network, tmp_path, "openvino")(crops)
     near = exported(network, tmp_path, "openvino", precision="bfloat16")(crops)
     assert len(list(tmp_path.iterdir())) == 1  # one file for all precisions
@@ -192,7 +199,7 @@ def test_bfloat16_by_openvino_where_the_cpu_has_it(network, crops, tmp_path):
 
 def test_precisions_that_cannot_be_had_are_refused(monkeypatch):
     monkeypatch.setattr(runtimes, "device_names", list)
-    with pytest.raises(InputError, match="float16 with the runtime keras needs a GPU, and .* sees none; set bfloat16"):
+    with pytest.raises(InputError, match=r"float16 with the runtime keras needs a GPU, and .* sees none; set bfloat16"):
         require_runtime("keras", "float16")
     monkeypatch.setattr(runtimes, "device_names", lambda: ["gpu:0"])
     require_runtime("keras", "float16")
@@ -230,8 +237,6 @@ def test_a_missing_extra_names_its_command(monkeypatch, runtime, words):
 
 
 def test_another_backend_cannot_export(monkeypatch):
-    import keras
-
     monkeypatch.setattr(runtimes, "find_spec", lambda name: True)
     monkeypatch.setattr(keras.backend, "backend", lambda: "torch")
     with pytest.raises(InputError, match="onnx takes networks from TensorFlow, and KERAS_BACKEND is torch; leave"):
@@ -242,31 +247,3 @@ def test_versions_are_those_of_what_computes():
     assert set(runtime_versions("keras")) == {"tensorflow"}
     if find_spec("openvino"):
         assert set(runtime_versions("openvino")) == {"openvino"}
-
-
-# --- the other backends of Keras
-SCRIPT = """
-import sys
-import numpy as np
-from deepprofile.extractor import feature_network
-from deepprofile.networks import build_network
-from deepprofile.runtimes import keras_runtime
-model = build_network("small_cnn", channels=3, size=(16, 16), seed=1, width=4, depth=2)
-network = feature_network(model, ("block1_activation", "features"))
-crops = np.random.default_rng(0).random((21, 16, 16, 3), np.float32)
-np.savez(sys.argv[1], *keras_runtime(network, crops.shape)(crops))
-"""
-
-
-@pytest.mark.parametrize("backend", ["torch", "jax"])
-def test_on_another_backend(crops, tmp_path, backend):
-    if find_spec(backend) is None:
-        pytest.skip(f"{backend} is not installed")
-    environment = {**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "found.npz")]
-    told = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200, check=False)
-    assert told.returncode == 0, told.stderr[-3000:]
-    model = build_network("small_cnn", channels=3, size=(16, 16), seed=1, width=4, depth=2)
-    with np.load(tmp_path / "found.npz") as found:
-        for ours, theirs in zip(found.values(), plain(feature_network(model, LAYERS), crops), strict=True):
-            np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
