@@ -24,7 +24,7 @@ profile: {{network: {network}}}
 CHILD = """\
 import json, resource, sys, time
 from deepprofile import locate_cells, measure_intensities, profile_cells, read_study
-from deepprofile.features import load_extractor
+from deepprofile.extractor import load_extractor
 study = read_study(sys.argv[1])
 rows, start = 0, time.perf_counter()
 if sys.argv[2] == "floor":

@@ -1,13 +1,11 @@
 """Single-cell features: sites read ahead, cells of several sites in batches of one shape, a Parquet part a well."""
 
 import json
-import platform
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +15,7 @@ import pyarrow as pa
 from cytominer_tools.columns import PLATE, SITE, WELL
 from cytominer_tools.errors import InputError
 from cytominer_tools.files import atomic_path, safe_name
-from cytominer_tools.manifest import PlateTable, changes
+from cytominer_tools.manifest import PlateTable
 from deepprofile.crop_source import lacks_site
 from deepprofile.index import load_index
 from deepprofile.parts import Share, dealt_sites, dealt_wells, plate_lock
@@ -26,50 +24,10 @@ from deepprofile.views import Job, View, Views, keep_earlier_views, open_views
 from deepprofile.work import Done, in_background, log, map_ahead, progress, workers
 
 if TYPE_CHECKING:
-    import keras
+    from deepprofile.extractor import Extractor
 
 STAGE = "features"
 CARD = b"deepprofile.card"
-
-
-@dataclass
-class Extractor:
-    """A network cut at a layer, compiled for one batch shape.
-
-    Parameters
-    ----------
-    model : keras.Model
-        float32 (n, H, W, C) to whatever.
-    layer : str
-        Its output, averaged over the image where it is one, becomes the features.
-
-    Raises
-    ------
-    InputError
-        No such layer.
-    """
-
-    model: "keras.Model"
-    layer: str = "features"
-
-    def __post_init__(self) -> None:
-        import keras
-
-        from deepprofile.networks import jit_compile
-
-        known = [layer.name for layer in self.model.layers]
-        if self.layer not in known:
-            raise InputError(f"{self.model.name} has no layer {self.layer!r}; its last are {', '.join(known[-6:])}")
-        output = self.model.get_layer(self.layer).output
-        if len(output.shape) == 4:
-            output = keras.layers.GlobalAveragePooling2D(dtype="float32", name="pooled")(output)
-        self._network = keras.Model(self.model.input, output)
-        self._network.compile(jit_compile=jit_compile())
-        self.width = int(output.shape[-1])
-
-    def __call__(self, crops: np.ndarray) -> np.ndarray:
-        """float32 (batch, H, W, C) to float32 (batch, width)."""
-        return np.asarray(self._network.predict_on_batch(crops), np.float32)
 
 
 @dataclass(frozen=True)
@@ -208,95 +166,22 @@ def _networks(studies: Sequence[Study]) -> tuple[list[_Network], list[_Set]]:
     networks: list[_Network] = []
     sets: list[_Set] = []
     for study in studies:
-        extractor, card = load_extractor(study)
-        cards, widths = (card,), (extractor.width,)
-        for one, card, width in zip(study.feature_sets, cards, widths, strict=True):
+        extractor, cards = load_extractor(study)
+        for one, card in zip(study.feature_sets, cards, strict=True):
             chosen = one.profile
-            card = card | {"model": chosen.name, "width": width, "views": _views_settings(one), "dtype": chosen.dtype}
+            card = card | {"model": chosen.name, "views": _views_settings(one), "dtype": chosen.dtype}
             settings = feature_settings(one) | {name: card[name] for name in ("weights_hash", "runtime")}
             sets.append(_Set(one, card, settings))
         numbers = tuple(range(len(sets) - len(cards), len(sets)))
-        networks.append(_Network(_tupled(extractor), numbers))
+        networks.append(_Network(extractor, numbers))
     return networks, sets
 
 
-def _tupled(extractor: Extractor) -> Callable[[np.ndarray], tuple[np.ndarray, ...]]:
-    return lambda crops: (extractor(crops),)
+def load_extractor(study: Study) -> "tuple[Extractor, tuple[dict[str, Any], ...]]":
+    """`deepprofile.extractor.load_extractor`; Keras waits until it is asked for, as later stages have no need of it."""
+    from deepprofile.extractor import load_extractor as load
 
-
-def load_extractor(study: Study) -> tuple[Extractor, dict[str, Any]]:
-    """The network of `study`, ready to extract, and its model card: all that makes two sets of features comparable."""
-    import keras
-
-    from deepprofile.networks import GROUP, build_network, weights_hash
-    from deepprofile.registry import load, package
-
-    chosen, preprocess = study.profile, study.preprocess
-    weights = study.weights
-    trained = None if weights is None else trained_card(Path(weights))
-    if trained is not None:
-        require_as_trained(study, trained, str(weights))
-    size = (preprocess.size, preprocess.size)
-    model = build_network(
-        chosen.network, channels=len(preprocess.channels), size=size, weights=weights, seed=study.seed, **chosen.options
-    )
-    if weights is None:
-        log.warning(
-            "profile: profile.weights is none: %s is untrained, a baseline rather than a result", chosen.network
-        )
-    extractor = Extractor(model, study.feature_sets[0].profile.layer)  # type: ignore[arg-type]
-    build = load(GROUP, chosen.network)
-    card = {
-        "model": chosen.name,
-        "network": chosen.network,
-        "options": chosen.options,
-        "package": package(GROUP, chosen.network),
-        "source": getattr(build, "source", None),
-        "licence": getattr(build, "licence", None),
-        "weights": chosen.weights or f"untrained, seed {study.seed}",
-        "weights_hash": weights_hash(model),
-        "layer": chosen.layer,
-        "width": extractor.width,
-        "preprocess": json.loads(preprocess.model_dump_json()),
-        "illumination": study.correction,
-        "runtime": f"keras-{keras.backend.backend()} float32",
-        "versions": {"keras": keras.__version__, "python": platform.python_version()},
-    }
-    return extractor, card if trained is None else card | {"training": trained["training"]}
-
-
-def trained_card(weights: Path) -> dict[str, Any] | None:
-    """The model card that training left beside `weights`, or above the epochs; None where there is none."""
-    for folder in (weights.parent, weights.parent.parent):
-        path = folder / "card.json"
-        if weights.is_file() and path.is_file():
-            try:
-                card: dict[str, Any] = json.loads(path.read_text("utf-8"))
-            except ValueError as error:
-                raise InputError(f"{path}: not a model card; delete it to profile without one") from error
-            return card if "training" in card else None
-    return None
-
-
-def require_as_trained(study: Study, card: dict[str, Any], weights: str) -> None:
-    """Refuse to profile with other channels or crops than the network was trained on.
-
-    Raises
-    ------
-    InputError
-        It says what differs and how to mend it.
-    """
-    found, wanted = card["preprocess"], json.loads(study.preprocess.model_dump_json())
-    if found["channels"] != wanted["channels"]:
-        raise InputError(
-            f"{weights} was trained on the channels {', '.join(found['channels'])}, in this order; study.yaml has "
-            f"{', '.join(wanted['channels'])}: write `channels` in that order and with those names"
-        )
-    found, wanted = found | {"illumination": card["illumination"]}, wanted | {"illumination": study.correction}
-    if not card.get("same_as_profiling", True):  # then the size alone has to be that of the training
-        found, wanted = {"size": found["size"]}, {"size": wanted["size"]}
-    if changed := changes(found, wanted):
-        raise InputError(f"{weights} was trained on other crops ({'; '.join(changed)}); set them as they were there")
+    return load(study)
 
 
 def feature_settings(study: Study) -> dict[str, Any]:

@@ -340,9 +340,8 @@ class _Planner:
             start = time.perf_counter()
             extractor(batch)
             times.append(time.perf_counter() - start)
-        outputs = features if isinstance(features, tuple) else (features,)
-        stored = sum(_stored(one[: len(crops)], study.profile.dtype) for one in outputs)
-        return size / float(np.median(times)), (stored, len(outputs), max(one.shape[1] for one in outputs))
+        stored = sum(_stored(one[: len(crops)], study.profile.dtype) for one in features)
+        return size / float(np.median(times)), (stored, len(features), max(one.shape[1] for one in features))
 
     def _together(self, speed: float | None, fed: float | None) -> float | None:
         """Cells a second where a network and those who feed it work side by side."""

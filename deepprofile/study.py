@@ -261,6 +261,8 @@ class ProfileModel(Section):
     options: dict[str, Any] = {}  # passed on to the network
     layer: str | tuple[str, ...] = "features"  # several: one pass, and a set of features each, named model-layer
     batch: int = Field(64, ge=1, le=4096)  # cells a batch
+    runtime: Literal["keras", "onnx", "openvino"] = "keras"  # onnx and openvino: on the CPU, by extra
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
     source: Literal["images", "crops"] = "images"  # crops: the crop store of `export`
     tiles: bool = False  # views of crops.size that cover the site, instead of cells
     dtype: Literal["float32", "float16"] = "float32"  # of the features as they are stored
@@ -270,6 +272,17 @@ class ProfileModel(Section):
         if self.tiles and self.source == "crops":
             raise ValueError("tiles are cut from images, and the crop store holds cells; set source to images")
         return self
+
+    @model_validator(mode="after")
+    def _some_layers(self) -> "ProfileModel":
+        if not self.layers or len(set(self.layers)) < len(self.layers):
+            raise ValueError(f"layer: name one layer or several different ones, got {', '.join(self.layers) or 'none'}")
+        return self
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers whose outputs become features, one or several."""
+        return (self.layer,) if isinstance(self.layer, str) else self.layer
 
     @property
     def name(self) -> str:
@@ -435,9 +448,9 @@ class Study(Section):
     @property
     def feature_sets(self) -> tuple["Study", ...]:
         """The study of each set of features that `profile` makes: one a layer."""
-        layers = self.profile.layer
-        if isinstance(layers, str) or len(layers) == 1:
-            return (self._profiled(layer=layers if isinstance(layers, str) else layers[0]),)
+        layers = self.profile.layers
+        if len(layers) == 1:
+            return (self._profiled(layer=layers[0]),)
         return tuple(self._profiled(layer=layer, model=f"{self.profile.name}-{layer}") for layer in layers)
 
     def at_epoch(self, epoch: int) -> "Study":

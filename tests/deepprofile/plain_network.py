@@ -2,18 +2,18 @@
 
 import numpy as np
 
-CARD = {"weights_hash": "plain", "runtime": "numpy float32"}
+CARD = {"weights_hash": "plain", "runtime": "numpy float32", "width": 6}
 
 
 class Plain:
-    width = 6
+    layers, widths = ("features",), (6,)
 
     def __call__(self, crops):
-        return np.concatenate([crops.mean(axis=(1, 2)), crops.max(axis=(1, 2))], axis=1)
+        return (np.concatenate([crops.mean(axis=(1, 2)), crops.max(axis=(1, 2))], axis=1),)
 
 
 def load_extractor(study):
-    return Plain(), CARD | {"weights": study.profile.weights or "untrained"}
+    return Plain(), (CARD | {"weights": study.profile.weights or "untrained"},)
 
 
 def use(monkeypatch=None):

@@ -132,7 +132,7 @@ def test_a_slow_network_is_seen(located, monkeypatch):
             time.sleep(0.2)
             return super().__call__(crops)
 
-    monkeypatch.setattr(deepprofile.features, "load_extractor", lambda study: (Slow(), plain_network.CARD))
+    monkeypatch.setattr(deepprofile.features, "load_extractor", lambda study: (Slow(), (plain_network.CARD,)))
     found = stages(plan_study(located, seconds=SECONDS))
     assert 10 < found["profile"].per_second <= 16 / 0.2
 

@@ -304,9 +304,9 @@ def test_half_precision_on_disk(located):
 def test_features_that_half_precision_does_not_hold(located, monkeypatch):
     class Large(plain_network.Plain):
         def __call__(self, crops):
-            return super().__call__(crops) * 1e6
+            return (super().__call__(crops)[0] * 1e6,)
 
-    monkeypatch.setattr(deepprofile.features, "load_extractor", lambda study: (Large(), plain_network.CARD))
+    monkeypatch.setattr(deepprofile.features, "load_extractor", lambda study: (Large(), (plain_network.CARD,)))
     words = r"P1 A01: features of up to 1e\+06, and float16 holds 65504 at most; set profile\.dtype to float32"
     with pytest.raises(InputError, match=words):
         profile_cells(set_up(located.root, profile={"dtype": "float16"}))
@@ -324,18 +324,16 @@ def trained(located, monkeypatch):
 
         def __call__(self, crops):
             self.seen += 1
-            return super().__call__(crops) + self.by
+            return (super().__call__(crops)[0] + self.by,)
 
     made = []
 
     def load(study):
         epoch = int(str(study.profile.weights).split("/")[-1].split(".")[0])
         made.append(Shifted(epoch))
-        return made[-1], plain_network.CARD | {"weights_hash": f"w{epoch}", "weights": study.profile.weights} | {
-            "network": study.profile.network,
-            "options": study.profile.options,
-            "layer": study.profile.layer,
-        }
+        chosen = study.profile
+        own = {"weights_hash": f"w{epoch}", "weights": chosen.weights, "network": chosen.network}
+        return made[-1], (plain_network.CARD | own | {"options": chosen.options, "layer": chosen.layer},)
 
     monkeypatch.setattr(deepprofile.features, "load_extractor", load)
     epochs = located.root / "models" / "ours" / "epochs"
@@ -423,7 +421,7 @@ def test_names_of_sets_and_of_their_baseline(located):
 def test_plates_of_other_weights_are_not_put_together(located, monkeypatch):
     profile_cells(located)
     other = plain_network.CARD | {"weights_hash": "other"}
-    monkeypatch.setattr(deepprofile.features, "load_extractor", lambda study: (plain_network.Plain(), other))
+    monkeypatch.setattr(deepprofile.features, "load_extractor", lambda study: (plain_network.Plain(), (other,)))
     edit_index(located.root, lambda table: table[table[PLATE] == "P2"])
     profile_cells(set_up(located.root))
     rows = pd.read_csv(located.root / "index.csv")
@@ -482,7 +480,7 @@ def test_memory_holds_a_few_images_and_batches(located, monkeypatch, source):
 
     monkeypatch.setattr(place, name, read)
     monkeypatch.setattr(deepprofile.features.np, "empty", allocate)
-    monkeypatch.setattr(deepprofile.features, "load_extractor", lambda study: (Slow(), plain_network.CARD))
+    monkeypatch.setattr(deepprofile.features, "load_extractor", lambda study: (Slow(), (plain_network.CARD,)))
     rows = profile_cells(study).rows
     monkeypatch.undo()
     assert pieces.ever >= 24
