@@ -320,17 +320,18 @@ class _Planner:
 
         study = self.study
         weights = study.weights
-        untrained = study.model_copy(update={"profile": study.profile.model_copy(update={"weights": None})})
+        profile = study.profile
         if weights not in (None, "imagenet") and not study.path(str(weights)).is_file():
             self.unknown.append("the network is not trained yet: one with untrained weights, as fast, was measured")
-            study = untrained
+            profile = profile.model_copy(update={"weights": None})
+        plain = profile.model_copy(update={"weights": None, "precision": "float32"})
         try:
-            extractor, _ = load_extractor(study)
-        except InputError:
-            if weights is None:
+            extractor, _ = load_extractor(study.model_copy(update={"profile": profile}))
+        except InputError as error:  # for a lower precision cells have to be located, for instance
+            if profile == plain:
                 raise
-            self.unknown.append("the weights cannot be had here: untrained ones, as fast, were measured")
-            extractor, _ = load_extractor(untrained)
+            self.unknown.append(f"the speed as asked ({error}): untrained weights in float32 were measured instead")
+            extractor, _ = load_extractor(study.model_copy(update={"profile": plain}))
         size = study.profile.batch
         batch = np.ascontiguousarray(np.resize(crops, (size, *crops.shape[1:])))
         features = extractor(batch)  # compiled at the first call

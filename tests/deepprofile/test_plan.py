@@ -145,6 +145,20 @@ def test_weights_that_are_still_to_be_trained(located):
     assert stages(plan)["profile"].hours > 0
 
 
+def test_a_network_that_cannot_be_had_as_asked(located, monkeypatch):
+    def load(study):
+        if study.profile.precision != "float32":
+            raise InputError("run `deepprofile locate`")
+        return plain_network.load_extractor(study)
+
+    monkeypatch.setattr(deepprofile.features, "load_extractor", load)
+    plan = plan_study(set_up(located.root, profile={"precision": "bfloat16"}), seconds=SECONDS)
+    assert any("(run `deepprofile locate`): untrained weights in float32 were measured" in one for one in plan.unknown)
+    monkeypatch.setattr(deepprofile.features, "load_extractor", lambda study: load(study.at_epoch(1)))
+    with pytest.raises(InputError, match="--epoch 1"):
+        plan_study(set_up(located.root), seconds=SECONDS)
+
+
 def test_sites_that_cannot_be_read(located):
     (located.root / "images" / "P1" / "A01_s1_ER.tif").unlink()
     edit_index(located.root, lambda table: table.head(4))
