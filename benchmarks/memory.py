@@ -1,4 +1,4 @@
-"""Peak memory and rate of `profile` over 20 and 200 sites: memory must not grow with the number of sites.
+"""Peak memory and rate of `profile` over 20, 100 and 400 sites: memory must not grow with them, nor time faster.
 
     python benchmarks/memory.py [NETWORK] [SIZE]
 
@@ -24,7 +24,7 @@ profile: {{network: {network}}}
 CHILD = """\
 import json, resource, sys, time
 from deepprofile import locate_cells, measure_intensities, profile_cells, read_study
-from deepprofile.features import load_extractor
+from deepprofile.extractor import load_extractor
 study = read_study(sys.argv[1])
 rows, start = 0, time.perf_counter()
 if sys.argv[2] == "floor":
@@ -52,8 +52,8 @@ def main() -> None:
 
     network, size = (sys.argv[1:] + ["small_cnn", "64"][len(sys.argv) - 1 :])[:2]
     print("sites   cells  seconds  cells/s  peak MiB  floor MiB")
-    peaks = []
-    for wells in (10, 100):
+    peaks, paces = [], []
+    for wells in (10, 50, 200):
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             simulate(
@@ -66,7 +66,11 @@ def main() -> None:
             rows, seconds, peak = child(folder, "profile")
             print(f"{2 * wells:5}  {rows:6,}  {seconds:7.1f}  {rows / seconds:7.0f}  {peak:8.0f}  {floor:9.0f}")
             peaks.append(peak)
-    print(f"200 sites against 20: peak memory x {peaks[1] / peaks[0]:.3f}")
+            paces.append(seconds / rows)
+    print(
+        f"400 sites against 20: peak memory x {peaks[2] / peaks[0]:.3f}; against 100: time a cell x "
+        f"{paces[2] / paces[1]:.3f}"  # of 20 sites the start of the network is a large part
+    )
 
 
 if __name__ == "__main__":

@@ -4,9 +4,11 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 from uuid import uuid4
 
 from cytominer_tools.errors import InputError
@@ -15,6 +17,9 @@ from cytominer_tools.errors import InputError
 LEFTOVER = re.compile(r"^\.[0-9a-f]{32}\.")
 
 _held: set[Path] = set()  # locks of this process
+_TOGETHER = "and others, with --part,"  # how the holder of a lock that several hold calls itself
+_GRACE = 2.0  # s that the holder of a lock has to say who it is
+_CLEARING = 60.0  # s that the first of several may take to clear away
 
 _REASONS = {
     errno.ENOSPC: "the disk is full; free some space",
@@ -123,20 +128,63 @@ def locked(folder: Path) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a+")
     with file:
-        try:
-            _lock(file.fileno())
-        except OSError:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            raise InputError(f"{folder}: {holder} is working on it; wait until it ends, or stop it") from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()}")
-        file.flush()
+        if not _lock(file.fileno()):
+            raise _refusal(folder, file)
+        _sign(file, "")
         _held.add(path)
         try:
             yield
         finally:
             _held.discard(path)
+
+
+@contextmanager
+def locked_together(folder: Path, alone: Callable[[], None]) -> Iterator[None]:
+    """Hold `folder` along with other processes that hold it so, and against those that want it by `locked`.
+
+    `alone` is called while nobody else holds it, by whoever comes first.
+
+    Raises
+    ------
+    InputError
+        Another process holds it alone, or this system has no shared locks.
+    """
+    path = Path(folder).resolve() / ".lock"
+    if path in _held:
+        yield
+        return
+    if os.name != "posix":
+        raise InputError("--part needs the shared file locks of Linux or macOS; run the command without it")
+    with _told(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+")
+    with file:
+        began = time.monotonic()
+        while not (first := _lock(file.fileno())) and not _lock(file.fileno(), shared=True):
+            waited = time.monotonic() - began
+            # one of many that start at once holds it alone for a moment
+            if waited > (_CLEARING if _TOGETHER in _holder(file) else _GRACE):
+                raise _refusal(folder, file)
+            time.sleep(0.02)
+        if first:
+            _sign(file, f" {_TOGETHER}")
+            alone()
+            if not _lock(file.fileno(), shared=True):
+                raise _refusal(folder, file)
+        yield
+
+
+@contextmanager
+def waited_for(folder: Path) -> Iterator[None]:
+    """Hold `folder` for the moment, after whoever holds it so; the system lets go of it however a process ends."""
+    path = Path(folder) / ".lock"
+    with _told(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+")
+    with file:
+        while not _lock(file.fileno()):
+            time.sleep(0.02)
+        yield
 
 
 def safe_name(name: str) -> str:
@@ -160,12 +208,33 @@ def _sync_folder(folder: Path) -> None:
             os.close(number)
 
 
-def _lock(number: int) -> None:
-    if os.name == "posix":
-        import fcntl
+def _holder(file: IO[str]) -> str:
+    file.seek(0)
+    return file.read().strip()
 
-        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    else:
-        import msvcrt
 
-        msvcrt.locking(number, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+def _sign(file: IO[str], also: str) -> None:
+    file.truncate(0)
+    file.write(f"process {os.getpid()}{also}")
+    file.flush()
+
+
+def _refusal(folder: Path, file: IO[str]) -> InputError:
+    holder = _holder(file) or "another process"
+    return InputError(f"{folder}: {holder} is working on it; wait until it ends, or stop it")
+
+
+def _lock(number: int, *, shared: bool = False) -> bool:
+    """Take the lock of an open file, or leave it where another process has it."""
+    try:
+        if os.name == "posix":
+            import fcntl
+
+            fcntl.flock(number, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        else:
+            import msvcrt
+
+            msvcrt.locking(number, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+    except OSError:
+        return False
+    return True

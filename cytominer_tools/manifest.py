@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cytominer_tools.errors import InputError
-from cytominer_tools.files import atomic_path, safe_name
+from cytominer_tools.files import atomic_path, safe_name, waited_for
 from cytominer_tools.tables import parquet_writer, write_parquet
 
 FORMAT_VERSION = 1
 _MERGED = "cells.parquet"
+_RECORD = ".part.json"  # of a well, beside its file, while several processes make the plate
 
 
 def digest(value: Any) -> str:
@@ -149,18 +151,65 @@ class PlateTable:
 
     Files are named by the manifest; a well's rows are found in the complete file by a list in its schema metadata, so
     a kill between any two writes leaves every finished well readable.
+
+    Parameters
+    ----------
+    folder : Path
+    stage : str
+    lock : Path, optional
+        Several processes make the plate at once, each its own wells, and complete it while they hold this folder. A
+        record a well stands beside its file then, so that nobody rewrites what another one said.
     """
 
-    def __init__(self, folder: Path, stage: str):
+    def __init__(self, folder: Path, stage: str, lock: Path | None = None):
         self.folder = folder
-        self.manifest = Manifest.read(folder, stage)
+        self.stage = stage
+        self.lock = lock
+        self.manifest = self._read()
 
     def write(self, well: str, key: str, table: pa.Table, skipped: Iterable[tuple[str, str]] = ()) -> None:
         """Keep the cells of `well`; every well of a plate has the same schema."""
         name = f"{safe_name(well)}.parquet"
+        self._record(well).unlink(missing_ok=True)  # never an older record beside a newer file
         with atomic_path(self.folder / name) as path:
             write_parquet(table, path)
-        self.manifest.record(well, key, name, len(table), skipped)
+        if self.lock is None:
+            self.manifest.record(well, key, name, len(table), skipped)
+            for record in self.folder.glob(f"*{_RECORD}"):  # they stand in the manifest now
+                record.unlink()
+            return
+        part = Part(key, name, digest(self.manifest.settings), len(table), tuple(skipped))
+        self.manifest.parts[well] = part
+        said = {"well": well, "settings": self.manifest.settings, "part": asdict(part)}
+        with atomic_path(self._record(well)) as path:
+            path.write_text(json.dumps(said, indent=1) + "\n", "utf-8")
+
+    def forget(self, well: str) -> None:
+        """Say that `well` is not made, whatever there is of it."""
+        self._record(well).unlink(missing_ok=True)
+        if self.manifest.parts.pop(well, None) is None:
+            return
+        if self.lock is None:
+            self.manifest.save()
+            return
+        with waited_for(self.lock):
+            whole = Manifest.read(self.folder, self.stage)
+            if whole.parts.pop(well, None) is not None:
+                whole.save()
+
+    def complete(self, keys: Mapping[str, str]) -> bool:
+        """Finish if every well is current by its key, whichever process made it; whether that was so."""
+        if self.lock is None:
+            self.finish(keys)
+            return True
+        with waited_for(self.lock):
+            settings = self.manifest.settings
+            self.manifest = self._read()
+            self.manifest.settings = settings
+            if all(self.manifest.is_current(well, key) for well, key in keys.items()):
+                self.finish(keys)
+                return True
+        return False
 
     def finish(self, wells: Iterable[str]) -> None:
         """Make one file of the parts of `wells`, which are all current, and forget every other well."""
@@ -182,9 +231,9 @@ class PlateTable:
                 well: Part(p.key, _MERGED, p.settings, p.rows, p.skipped) for well, p in parts.items()
             }
             self.manifest.save()
-        for left in self.folder.glob("*.parquet"):
-            if left.name != _MERGED:
-                left.unlink()
+        for left in [*self.folder.glob(f"*{_RECORD}"), *self.folder.glob("*.parquet")]:
+            if left.name != _MERGED and not left.name.startswith("."):  # another process may be writing that one
+                left.unlink(missing_ok=True)
 
     def read(self, well: str, columns: list[str] | None = None) -> pa.Table:
         """The cells of one finished well, in the order they were written."""
@@ -196,6 +245,24 @@ class PlateTable:
             if well in groups:
                 return file.read_row_group(groups[well], columns)
             return file.schema_arrow.empty_table().select(columns or file.schema_arrow.names)
+
+    def _record(self, well: str) -> Path:
+        return self.folder / f"{safe_name(well)}{_RECORD}"
+
+    def _read(self) -> Manifest:
+        """The manifest with the records of single wells, which are newer."""
+        manifest = Manifest.read(self.folder, self.stage)
+        for record in sorted(self.folder.glob(f"*{_RECORD}")):
+            with suppress(FileNotFoundError):  # another process completes the plate
+                try:
+                    said = json.loads(record.read_text("utf-8"))
+                    part = Part(**(said["part"] | {"skipped": tuple(map(tuple, said["part"]["skipped"]))}))
+                    well, settings = said["well"], said["settings"]
+                except (ValueError, KeyError, TypeError) as error:
+                    raise InputError(f"{record}: not a record of a well; delete it to make the well again") from error
+                if (self.folder / part.file).exists():
+                    manifest.parts[well], manifest.settings = part, settings
+        return manifest
 
     def _schema(self, well: str) -> pa.Schema:
         schema = pq.read_schema(self.folder / self.manifest.parts[well].file)

@@ -8,6 +8,7 @@ from .intensities import measure_intensities as measure_intensities
 from .locations import locate_cells as locate_cells
 from .networks import build_network as build_network
 from .pipeline import run_study as run_study
+from .plan import plan_study as plan_study
 from .preprocess import Preprocess as Preprocess
 from .profiles import aggregate_wells as aggregate_wells
 from .profiles import consensus_profiles as consensus_profiles

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pandas as pd
 
 from cytominer_tools.columns import PLATE, SITE, WELL
 from cytominer_tools.errors import InputError
-from cytominer_tools.manifest import Part, PlateTable
+from cytominer_tools.manifest import Part, PlateTable, changes
 from deepprofile.images import size_text
 from deepprofile.index import sites_by_well
 from deepprofile.intensities import plate_correction, read_levels
@@ -35,6 +36,10 @@ class CropSource:
         """What `Preprocess.scale` takes for the type of `image`: that of its files, before any correction."""
         return self.uncorrected or image.dtype
 
+    def scale(self, preprocess: Preprocess, site: "SiteSource", crops: np.ndarray) -> np.ndarray:
+        """What the network sees of `crops` (n, H, W, C), which are cut from `site`; see `Preprocess.scale`."""
+        return preprocess.scale(crops, self.levels, self.image_type(site.image))
+
     def inputs(self, study: Study, well: str) -> list[Any]:
         """What the crops of `well` depend on beside the settings, as JSON values."""
         levels = None if self.levels is None else self.levels.tolist()
@@ -56,8 +61,10 @@ class SiteSource:
         return preprocess.cut(self.image, xy, self.labels, cells + 1, out)
 
 
-def open_source(study: Study, index: pd.DataFrame, plate: str) -> CropSource:
+def open_source(study: Study, index: pd.DataFrame, plate: str, *, located: bool = True) -> CropSource:
     """The sites, locations, levels and correction of one plate of `index`.
+
+    Without `located` it does not matter whether there are locations, as for tiles.
 
     Raises
     ------
@@ -68,13 +75,14 @@ def open_source(study: Study, index: pd.DataFrame, plate: str) -> CropSource:
     if study.crops.mask and not study.locate.labels:
         raise InputError("crops.mask needs the label images: set locate.labels to true and run `deepprofile locate`")
     sites = sites_by_well(index, plate)
-    located = plate_locations(study, plate)
-    located.manifest.require(sites, location_settings(study), "deepprofile locate")
+    locations = plate_locations(study, plate)
+    if located:
+        locations.manifest.require(sites, location_settings(study), "deepprofile locate")
     levels = read_levels(study, plate) if study.crops.normalize == "plate_control" else None
     correction = plate_correction(study, plate)
     if correction is None:
-        return CropSource(plate, sites, located, levels)
-    return CropSource(plate, sites, located, levels, correction.digest, correction.dtype)
+        return CropSource(plate, sites, locations, levels)
+    return CropSource(plate, sites, locations, levels, correction.digest, correction.dtype)
 
 
 def read_source(study: Study, row: Mapping[str, str], *, strict: bool = False) -> SiteSource | str:
@@ -101,6 +109,35 @@ def read_source(study: Study, row: Mapping[str, str], *, strict: bool = False) -
             f"{label_path(study, row)}: {shapes[0]} pixels, the image has {shapes[1]}; run `deepprofile locate` again"
         )
     return SiteSource(image, labels)
+
+
+def require_same_crops(
+    study: Study, where: Path, preprocess: Mapping[str, Any], illumination: Any, *, exact: bool = True
+) -> None:
+    """Refuse crops at `where` that are not what profiling would feed the network; their channels and size, or `exact`.
+
+    Raises
+    ------
+    InputError
+        It says what differs, and how to mend it.
+    """
+    theirs, ours = list(preprocess["channels"]), list(study.channels)
+    if theirs != ours:
+        raise InputError(
+            f"{where}: its channels are {', '.join(theirs)}, those of study.yaml {', '.join(ours)}; order them "
+            "alike, or run `deepprofile export` again"
+        )
+    if preprocess["size"] != study.crops.size:
+        raise InputError(
+            f"{where}: its crops are {preprocess['size']} px wide, those of study.yaml {study.crops.size}; set "
+            "crops.size to that, or export again"
+        )
+    if not exact:
+        return
+    found = {**preprocess, "illumination": illumination}
+    wanted = study.preprocess.model_dump(mode="json") | {"illumination": study.correction}
+    if changed := changes(found, wanted):
+        raise InputError(f"{where}: exported with other crops ({changed[0]}); run `deepprofile export` again")
 
 
 def site_name(row: Mapping[str, str]) -> str:

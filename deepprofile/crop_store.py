@@ -21,6 +21,7 @@ from cytominer_tools.errors import InputError
 from cytominer_tools.files import atomic_path, safe_name
 from cytominer_tools.manifest import PlateTable, digest
 from cytominer_tools.tables import write_parquet
+from deepprofile.parts import plate_lock
 from deepprofile.preprocess import Preprocess
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ class Crops:
     ----------
     path : str or Path
         The folder `crops` of a study.
+    plates : sequence of str, optional
+        Only the crops of these.
 
     Attributes
     ----------
@@ -78,15 +81,17 @@ class Crops:
 
     same_as_profiling = True
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, plates: Sequence[str] | None = None):
         self.path = Path(path)
         sites = _read_sites(self.path)
+        if plates is not None:
+            sites = sites[sites[PLATE].isin(list(plates))]
         wells = sites.drop_duplicates([PLATE, WELL])
-        plates = [
+        by_plate = [
             (str(plate), dict(zip(group[WELL], group[_KEY], strict=True)))
             for plate, group in wells.groupby(PLATE, sort=False)
         ]
-        tables = [table for plate, keys in plates if len(table := _read_plate(self.path, plate, keys))]
+        tables = [table for plate, keys in by_plate if len(table := _read_plate(self.path, plate, keys))]
         if not tables:
             raise InputError(f"{self.path}: the store holds no crops; look at `export` in study.yaml and at locations")
         about = [json.loads(table.schema.metadata[ABOUT]) for table in tables]
@@ -258,9 +263,13 @@ def with_metadata(cells: pd.DataFrame, sites: pd.DataFrame) -> pd.DataFrame:
     return cells.merge(sites[more], on=key, how="left", validate="m:1")
 
 
-def plate_crops(folder: Path, plate: str) -> PlateTable:
-    """The table of one plate in the store at `folder`, as far as it is made."""
-    return PlateTable(folder / safe_name(plate), STAGE)
+def plate_crops(folder: Path, plate: str, together: Path | None = None) -> PlateTable:
+    """The table of one plate in the store at `folder`, as far as it is made.
+
+    For a process that makes some of its wells while others make the rest, `together` is the folder of the study.
+    """
+    place = folder / safe_name(plate)
+    return PlateTable(place, STAGE, None if together is None else plate_lock(together, place))
 
 
 def part_name(well: str, key: str) -> str:
@@ -303,13 +312,13 @@ def write_part(path: Path, about: Mapping[str, Any], batches: Iterable[tuple[pa.
         cells, crops = first
         shape, dtype = crops.shape[1:], crops.dtype
         said = json.dumps({**about, "shape": shape, "dtype": dtype.name}, sort_keys=True)
-        kind = _encode(crops[:0], about["compression"]).type
+        kind = encode_crops(crops[:0], about["compression"]).type
         schema = cells.schema.append(pa.field(CROP, kind, nullable=False)).with_metadata({ABOUT: said})
         with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
             for cells, crops in chain([first], batches):
                 kept.append(cells)
                 columns = [column.combine_chunks() for column in cells.columns]
-                encoded = _encode(crops, about["compression"])
+                encoded = encode_crops(crops, about["compression"])
                 writer.write_batch(pa.record_batch([*columns, encoded], schema=schema))
         offset, length = _extents(part)
     table = pa.concat_tables(kept)
@@ -328,6 +337,18 @@ def write_sites(folder: Path, sites: pd.DataFrame, keys: Mapping[tuple[str, str]
     said = {ABOUT: json.dumps({"format_version": FORMAT_VERSION})}
     with atomic_path(folder / SITES) as path:
         write_parquet(pa.Table.from_pandas(kept, preserve_index=False).replace_schema_metadata(said), path)
+
+
+def store_keys(folder: Path) -> dict[tuple[str, str], str]:
+    """The key of each (plate, well) as the last export wants it; one that its part does not have is not finished.
+
+    Raises
+    ------
+    InputError
+        There is no store, or one of another format version.
+    """
+    sites = _read_sites(folder).drop_duplicates([PLATE, WELL])
+    return dict(zip(zip(sites[PLATE], sites[WELL], strict=True), sites[_KEY], strict=True))
 
 
 def _read_sites(folder: Path) -> pd.DataFrame:
@@ -371,7 +392,7 @@ def _read_parquet(path: Path) -> pa.Table:
         raise InputError(f"{path}: cannot be read, missing or damaged ({reason}); delete it and {MEND}") from error
 
 
-def _encode(crops: np.ndarray, compression: str) -> pa.Array:
+def encode_crops(crops: np.ndarray, compression: str) -> pa.Array:
     """Crops (n, H, W, C) as bytes in C order: of fixed size as they are, or each a Blosc-1 frame of LZ4."""
     if compression == "none":
         flat = pa.py_buffer(np.ascontiguousarray(crops))

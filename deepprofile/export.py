@@ -44,6 +44,7 @@ from deepprofile.crop_store import (
 )
 from deepprofile.index import load_index
 from deepprofile.locations import X, Y
+from deepprofile.parts import Share, dealt_sites, dealt_wells
 from deepprofile.preprocess import Preprocess
 from deepprofile.sites import site_rows
 from deepprofile.study import Study
@@ -59,6 +60,7 @@ class _Plate:
     source: CropSource
     table: PlateTable
     about: dict[str, Any]
+    keys: dict[str, str] = field(default_factory=dict)  # of every well
     left: int = 0  # wells that are not yet made
     values: dict[np.dtype, np.ndarray] = field(default_factory=dict)  # of counts in 8 bits, by type of image
 
@@ -78,11 +80,12 @@ class _Made:
     skipped: list[tuple[str, str]]
 
 
-def export_crops(study: Study, *, strict: bool = False) -> Done:
+def export_crops(study: Study, *, strict: bool = False, share: Share | None = None) -> Done:
     """Write the crop store: an Arrow file a well with the crops, and crops/PLATE/cells.parquet with a row per crop.
 
     Wells that are current are left alone; which cells are kept is drawn by the seed alone. A site that cannot be read
-    is left out and reported. Each thread holds an image and a few crops, whatever the number of sites.
+    is left out and reported. Each thread holds an image and a few crops, whatever the number of sites. With
+    `share` only its wells are made, where other processes have the rest.
 
     Raises
     ------
@@ -91,8 +94,9 @@ def export_crops(study: Study, *, strict: bool = False) -> Done:
         column that is not there; 8 bits cannot hold the crops; with `strict`, also the first bad site.
     """
     index = load_index(study)
-    with study.writing(), progress("export", len(index), "sites") as advance:
-        plates = [_open(study, index, name) for name in index[PLATE].unique()]
+    dealt = dealt_wells(index, share)
+    with study.writing(share), progress("export", dealt_sites(index, dealt), "sites") as advance:
+        plates = [_open(study, index, name, share) for name in index[PLATE].unique()]
         chosen = chosen_cells(study, index, [plate.source for plate in plates])
         keys: dict[tuple[str, str], str] = {}
         todo: list[_Well] = []
@@ -101,17 +105,17 @@ def export_crops(study: Study, *, strict: bool = False) -> Done:
                 mine = chosen.get((plate.source.plate, well))
                 said = None if mine is None else digest(np.flatnonzero(mine).tolist())
                 key = plate.table.manifest.key([*plate.source.inputs(study, well), said])
-                keys[plate.source.plate, well] = key
-                if not _is_current(plate, well, key, strict):
+                keys[plate.source.plate, well] = plate.keys[well] = key
+                if well in dealt.get(plate.source.plate, ()) and not _is_current(plate, well, key, strict):
                     todo.append(_Well(plate, well, key, mine))
                     plate.left += 1
         earlier = [(well.plate.source, well.plate.table, well.name) for well in todo]
         keep_earlier_parts(study, f"the crops in {study.crop_store}", earlier)
         write_sites(study.crop_store, index, keys)
         for plate in plates:
-            if not plate.left:
+            if not plate.left and plate.source.plate in dealt:
                 _finish(plate)
-        advance(len(index) - sum(len(well.plate.source.sites[well.name]) for well in todo))
+        advance(dealt_sites(index, dealt) - sum(len(well.plate.source.sites[well.name]) for well in todo))
         maker = _Maker(study, strict)
         threads = workers() + 1  # while one waits for the disk, the others cut
         # closed whatever happens: the threads of an error that is kept would go on
@@ -119,7 +123,7 @@ def export_crops(study: Study, *, strict: bool = False) -> Done:
             for made in done:
                 _keep(made)
                 advance(len(made.well.plate.source.sites[made.well.name]))
-    parts = [part for plate in plates for part in plate.table.manifest.parts.values()]
+    parts = [p.table.manifest.parts[well] for p in plates for well in sorted(dealt.get(p.source.plate, ()))]
     skipped = tuple(row for part in parts for row in part.skipped)
     return Done("export", len(todo), len(parts) - len(todo), sum(part.rows for part in parts), "crops", skipped)
 
@@ -129,9 +133,9 @@ def eight_bits(scaled: np.ndarray) -> np.ndarray:
     return (scaled.astype(np.float64) * 255 + 0.5).astype(np.uint8)  # exact: 24 bits by 8 fit into 53
 
 
-def _open(study: Study, index: pd.DataFrame, name: str) -> _Plate:
+def _open(study: Study, index: pd.DataFrame, name: str, share: Share | None) -> _Plate:
     source = open_source(study, index, name)
-    table = plate_crops(study.crop_store, name)
+    table = plate_crops(study.crop_store, name, None if share is None else study.root)
     settings = {
         "format_version": FORMAT_VERSION,
         **study.export.model_dump(include={"depth", "compression"}),
@@ -277,7 +281,8 @@ def _keep(made: _Made) -> None:
 
 
 def _finish(plate: _Plate) -> None:
-    plate.table.finish(plate.source.sites)
+    if not plate.table.complete(plate.keys):
+        return
     named = {part_name(well, part.key) for well, part in plate.table.manifest.parts.items()}
     for path in plate.table.folder.glob("*.arrow"):
         if path.name not in named:

@@ -1,89 +1,58 @@
 """Single-cell features: sites read ahead, cells of several sites in batches of one shape, a Parquet part a well."""
 
 import json
-import platform
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from cytominer_tools.columns import CELL, PLATE, SITE, WELL
+from cytominer_tools.columns import PLATE, SITE, WELL
 from cytominer_tools.errors import InputError
 from cytominer_tools.files import atomic_path, safe_name
-from cytominer_tools.manifest import PlateTable, changes
-from deepprofile.crop_source import (
-    CropSource,
-    SiteSource,
-    keep_earlier_parts,
-    lacks_site,
-    lost_cells,
-    open_source,
-    read_source,
-    site_name,
-)
+from cytominer_tools.manifest import PlateTable
+from deepprofile.crop_source import lacks_site
 from deepprofile.index import load_index
-from deepprofile.locations import X, Y
-from deepprofile.preprocess import Preprocess
-from deepprofile.sites import site_rows
+from deepprofile.parts import Share, dealt_sites, dealt_wells, plate_lock
 from deepprofile.study import Study
+from deepprofile.views import Job, View, Views, keep_earlier_views, open_views
 from deepprofile.work import Done, in_background, log, map_ahead, progress, workers
 
 if TYPE_CHECKING:
-    import keras
+    from deepprofile.extractor import Extractor
 
 STAGE = "features"
 CARD = b"deepprofile.card"
 
 
-@dataclass
-class Extractor:
-    """A network cut at a layer, compiled for one batch shape.
+@dataclass(frozen=True)
+class _Set:
+    """A set of features: one layer of one network."""
 
-    Parameters
-    ----------
-    model : keras.Model
-        float32 (n, H, W, C) to whatever.
-    layer : str
-        Its output, averaged over the image where it is one, becomes the features.
+    study: Study
+    card: dict[str, Any]
+    settings: dict[str, Any]
 
-    Raises
-    ------
-    InputError
-        No such layer.
-    """
 
-    model: "keras.Model"
-    layer: str = "features"
+@dataclass(frozen=True)
+class _Network:
+    """A network that is run on every batch."""
 
-    def __post_init__(self) -> None:
-        import keras
-
-        from deepprofile.networks import jit_compile
-
-        known = [layer.name for layer in self.model.layers]
-        if self.layer not in known:
-            raise InputError(f"{self.model.name} has no layer {self.layer!r}; its last are {', '.join(known[-6:])}")
-        output = self.model.get_layer(self.layer).output
-        if len(output.shape) == 4:
-            output = keras.layers.GlobalAveragePooling2D(dtype="float32", name="pooled")(output)
-        self._network = keras.Model(self.model.input, output)
-        self._network.compile(jit_compile=jit_compile())
-        self.width = int(output.shape[-1])
-
-    def __call__(self, crops: np.ndarray) -> np.ndarray:
-        """float32 (batch, H, W, C) to float32 (batch, width)."""
-        return np.asarray(self._network.predict_on_batch(crops), np.float32)
+    extract: Callable[[np.ndarray], tuple[np.ndarray, ...]]  # to the features of each of its sets
+    sets: tuple[int, ...]  # numbers
 
 
 @dataclass
 class _Plate:
-    source: CropSource
-    table: PlateTable
+    name: str
+    views: Views
+    tables: list[PlateTable]  # by set
+    keys: list[dict[str, str]]  # of every well, by set
     left: int = 0  # wells that are not yet made
 
 
@@ -93,147 +62,126 @@ class _Well:
 
     plate: _Plate
     name: str
-    key: str
+    stale: tuple[int, ...]  # the sets that it is made for
     cells: list[pd.DataFrame] = field(default_factory=list)
-    features: list[np.ndarray] = field(default_factory=list)
+    features: dict[int, list[np.ndarray]] = field(default_factory=dict)  # by set
     skipped: list[tuple[str, str]] = field(default_factory=list)
 
 
 @dataclass
-class _Job:
-    """A site to read: `site` is why it cannot be used where it is bad, and None where it has no cells."""
-
-    well: _Well
-    row: Mapping[str, str]
-    cells: pd.DataFrame
-    last: bool  # of its well
-    site: SiteSource | str | None = None
-
-
-@dataclass
 class _Batch:
-    crops: np.ndarray | None  # (batch, H, W, C); None where wells end without a cell in it
-    rows: list[tuple[_Well, int]]  # how many of its rows go to which well, in order
-    ended: list[_Well]  # wells that are complete with this batch
+    crops: np.ndarray  # (batch, H, W, C)
+    fills: "list[Future[None]]" = field(default_factory=list)
+    rows: list[tuple[_Well, int]] = field(default_factory=list)  # how many of its rows go to which well, in order
+    ended: list[_Well] = field(default_factory=list)  # wells that are complete with this batch
+    filled: int = 0
+    sites: int = 0  # that are done with it
+
+    def wait(self) -> None:
+        """Until its rows are filled; those that are left over become 0."""
+        for fill in self.fills:
+            fill.result()
+        self.crops[self.filled :] = 0
 
 
-def profile_cells(study: Study, *, strict: bool = False) -> Done:
+def profile_cells(
+    study: Study,
+    *,
+    strict: bool = False,
+    epochs: Sequence[int] = (),
+    share: Share | None = None,
+    tell: Callable[[int, int], None] = lambda sites, cells: None,
+) -> Done:
     """Write features/MODEL/PLATE/cells.parquet: a row per cell with its key, centre, QC columns and `features`.
 
     Wells that are current are left alone. A site that cannot be read is left out and reported. Memory holds a few
     images and batches and the features of the wells in work, whatever the number of sites.
 
+    Parameters
+    ----------
+    study : Study
+        Several layers in `profile.layer` make a set of features each, in features/MODEL-LAYER.
+    strict : bool
+        Stop at a site that cannot be read.
+    epochs : sequence of int
+        Instead of the weights of `profile.weights` those that its training kept after these epochs, all in one pass;
+        in features/MODEL-epoch8 and so on.
+    share : Share, optional
+        The wells of this process, where others have the rest. Whoever makes the last well of a plate makes its file.
+    tell : function of sites and cells
+        Called with the sites that need no work, and then whenever more are done.
+
     Raises
     ------
     InputError
-        The locations or intensities are not made, the network or its weights cannot be had; with `strict`, also the
-        first bad site.
+        The locations, intensities or crops are not made, the network or its weights cannot be had, features do not
+        fit `profile.dtype`; with `strict`, also the first bad site.
     """
     index = load_index(study)
-    extractor, card = load_extractor(study)
-    settings = feature_settings(study) | {name: card[name] for name in ("weights_hash", "runtime")}
-    with study.writing(), progress("profile", len(index), "sites") as advance:
-        with atomic_path(study.features / "card.json") as path:
-            path.write_text(json.dumps(card, indent=1) + "\n", "utf-8")
-        plates = [_open(study, index, name, settings) for name in index[PLATE].unique()]
-        todo = [well for plate in plates for well in _stale(study, plate, strict)]
+    studies = [study.at_epoch(epoch) for epoch in dict.fromkeys(epochs)] or [study]
+    networks, sets = _networks(studies)
+    dealt = dealt_wells(index, share)
+    with study.writing(share), progress("profile", dealt_sites(index, dealt), "sites") as advance:
+        opened = open_views(study, index, dealt, strict=strict)
+        sets = [_with_depth(one, opened) for one in sets]
+        for one in sets:
+            with atomic_path(one.study.features / "card.json") as path:
+                path.write_text(json.dumps(one.card, indent=1) + "\n", "utf-8")
+        plates = [_open(sets, name, views, share) for name, views in opened.items()]
+        todo = [well for plate in plates for well in _stale(plate, dealt[plate.name], strict)]
         made = len(todo)
-        earlier = [(well.plate.source, well.plate.table, well.name) for well in todo]
-        keep_earlier_parts(study, f"the features in {study.features}", earlier)
-        advance(len(index) - sum(len(well.plate.source.sites[well.name]) for well in todo))
-        images = map_ahead(lambda job: _read(study, job, strict), _jobs(todo), 2 * workers())
+        for number, one in enumerate(sets):
+            earlier = [
+                (well.plate.views, well.plate.tables[number], well.name) for well in todo if number in well.stale
+            ]
+            keep_earlier_views(study, f"the features in {one.study.features}", earlier)
+        current = dealt_sites(index, dealt) - sum(len(well.plate.views.sites[well.name]) for well in todo)
+        advance.skip(current)
+        tell(current, 0)
+        asked = {number for well in todo for number in well.stale}
+        networks = [network for network in networks if asked.intersection(network.sets)]
+        feeder = _Feeder((study.profile.batch, *[study.crops.size] * 2, len(study.channels)))
         # closed whatever happens: an error that a notebook keeps would keep the reading threads and their images
-        with closing(in_background(_batches(images, study.preprocess, study.profile.batch, advance), 2)) as batches:
+        with _Writer(sets) as writer, closing(in_background(feeder.batches(todo), 2)) as batches:
             for batch in batches:
-                if batch.crops is not None:
-                    features, start = extractor(batch.crops), 0
-                    for well, n in batch.rows:
-                        well.features.append(features[start : start + n].copy())
-                        start += n
+                if batch.filled:
+                    for network in networks:
+                        _deal(batch, network.sets, network.extract(batch.crops))
+                feeder.spare.append(batch.crops)
                 for well in batch.ended:
-                    well.plate.table.write(well.name, well.key, _table(well, extractor.width, card), well.skipped)
-                    well.plate.left -= 1
-                    if not well.plate.left:
-                        well.plate.table.finish(well.plate.source.sites)
-    parts = [part for plate in plates for part in plate.table.manifest.parts.values()]
+                    writer.write(well)
+                advance(batch.sites, batch.filled)
+                tell(batch.sites, batch.filled)
+        seconds = advance.seconds
+    parts = [plate.tables[0].manifest.parts[well] for plate in plates for well in sorted(dealt[plate.name])]
     skipped = tuple(row for part in parts for row in part.skipped)
-    rows = sum(part.rows for part in parts)
-    return Done("profile", made, len(parts) - made, rows, f"cells x {extractor.width} features", skipped)
-
-
-def load_extractor(study: Study) -> tuple[Extractor, dict[str, Any]]:
-    """The network of `study`, ready to extract, and its model card: all that makes two sets of features comparable."""
-    import keras
-
-    from deepprofile.networks import GROUP, build_network, weights_hash
-    from deepprofile.registry import load, package
-
-    chosen, preprocess = study.profile, study.preprocess
-    weights = study.weights
-    trained = None if weights is None else trained_card(Path(weights))
-    if trained is not None:
-        require_as_trained(study, trained, str(weights))
-    size = (preprocess.size, preprocess.size)
-    model = build_network(
-        chosen.network, channels=len(preprocess.channels), size=size, weights=weights, seed=study.seed, **chosen.options
+    unit = (
+        f"{'tiles' if study.profile.tiles else 'cells'} x {' + '.join(str(one.card['width']) for one in sets)} features"
     )
-    if weights is None:
-        log.warning(
-            "profile: profile.weights is none: %s is untrained, a baseline rather than a result", chosen.network
-        )
-    extractor = Extractor(model, chosen.layer)
-    build = load(GROUP, chosen.network)
-    card = {
-        "model": chosen.name,
-        "network": chosen.network,
-        "options": chosen.options,
-        "package": package(GROUP, chosen.network),
-        "source": getattr(build, "source", None),
-        "licence": getattr(build, "licence", None),
-        "weights": chosen.weights or f"untrained, seed {study.seed}",
-        "weights_hash": weights_hash(model),
-        "layer": chosen.layer,
-        "width": extractor.width,
-        "preprocess": json.loads(preprocess.model_dump_json()),
-        "illumination": study.correction,
-        "runtime": f"keras-{keras.backend.backend()} float32",
-        "versions": {"keras": keras.__version__, "python": platform.python_version()},
-    }
-    return extractor, card if trained is None else card | {"training": trained["training"]}
+    rows, kept = sum(part.rows for part in parts), len(parts) - made
+    return Done("profile", made, kept, rows, unit, skipped, advance.done, advance.cells, seconds)
 
 
-def trained_card(weights: Path) -> dict[str, Any] | None:
-    """The model card that training left beside `weights`, or above the epochs; None where there is none."""
-    for folder in (weights.parent, weights.parent.parent):
-        path = folder / "card.json"
-        if weights.is_file() and path.is_file():
-            try:
-                card: dict[str, Any] = json.loads(path.read_text("utf-8"))
-            except ValueError as error:
-                raise InputError(f"{path}: not a model card; delete it to profile without one") from error
-            return card if "training" in card else None
-    return None
+def _networks(studies: Sequence[Study]) -> tuple[list[_Network], list[_Set]]:
+    networks: list[_Network] = []
+    sets: list[_Set] = []
+    for study in studies:
+        extractor, cards = load_extractor(study)
+        for one, card in zip(study.feature_sets, cards, strict=True):
+            chosen = one.profile
+            card = card | {"model": chosen.name, "views": _views_settings(one), "dtype": chosen.dtype}
+            settings = feature_settings(one) | {name: card[name] for name in ("weights_hash", "runtime")}
+            sets.append(_Set(one, card, settings))
+        numbers = tuple(range(len(sets) - len(cards), len(sets)))
+        networks.append(_Network(extractor, numbers))
+    return networks, sets
 
 
-def require_as_trained(study: Study, card: dict[str, Any], weights: str) -> None:
-    """Refuse to profile with other channels or crops than the network was trained on.
+def load_extractor(study: Study) -> "tuple[Extractor, tuple[dict[str, Any], ...]]":
+    """`deepprofile.extractor.load_extractor`; Keras waits until it is asked for, as later stages have no need of it."""
+    from deepprofile.extractor import load_extractor as load
 
-    Raises
-    ------
-    InputError
-        It says what differs and how to mend it.
-    """
-    found, wanted = card["preprocess"], json.loads(study.preprocess.model_dump_json())
-    if found["channels"] != wanted["channels"]:
-        raise InputError(
-            f"{weights} was trained on the channels {', '.join(found['channels'])}, in this order; study.yaml has "
-            f"{', '.join(wanted['channels'])}: write `channels` in that order and with those names"
-        )
-    found, wanted = found | {"illumination": card["illumination"]}, wanted | {"illumination": study.correction}
-    if not card.get("same_as_profiling", True):  # then the size alone has to be that of the training
-        found, wanted = {"size": found["size"]}, {"size": wanted["size"]}
-    if changed := changes(found, wanted):
-        raise InputError(f"{weights} was trained on other crops ({'; '.join(changed)}); set them as they were there")
+    return load(study)
 
 
 def feature_settings(study: Study) -> dict[str, Any]:
@@ -241,98 +189,175 @@ def feature_settings(study: Study) -> dict[str, Any]:
     chosen = study.profile
     preprocess = json.loads(study.preprocess.model_dump_json())
     settings = {"network": chosen.network, "options": chosen.options, "layer": chosen.layer, "preprocess": preprocess}
-    return settings | {"illumination": study.correction}
+    return settings | {"illumination": study.correction, "views": _views_settings(study), "dtype": chosen.dtype}
 
 
-def plate_features(study: Study, plate: str) -> PlateTable:
-    """The features of `plate`, as far as they are made."""
-    return PlateTable(study.features / safe_name(plate), STAGE)
+def plate_features(study: Study, plate: str, share: Share | None = None) -> PlateTable:
+    """The features of `plate`, as far as they are made; with `share`, for a process that makes some of them."""
+    folder = study.features / safe_name(plate)
+    return PlateTable(folder, STAGE, None if share is None else plate_lock(study.root, folder))
 
 
-def _open(study: Study, index: pd.DataFrame, name: str, settings: dict[str, Any]) -> _Plate:
-    source = open_source(study, index, name)
-    table = plate_features(study, name)
-    for change in table.manifest.expect(settings):
-        log.info("profile: plate %s: %s: it runs again", name, change)
-    return _Plate(source, table)
+def _views_settings(study: Study) -> dict[str, Any]:
+    return {"source": study.profile.source, "tiles": study.profile.tiles}
 
 
-def _stale(study: Study, plate: _Plate, strict: bool) -> list[_Well]:
-    """The wells of `plate` that are not current; a plate without any is brought into its final form.
+def _with_depth(one: _Set, opened: Mapping[str, Views]) -> _Set:
+    """The set with the depth of the crop store in its card, where it is made from one."""
+    depths = sorted({views.depth for views in opened.values() if views.depth is not None})
+    return replace(one, card=one.card | {"views": one.card["views"] | {"depth": depths[0]}}) if depths else one
+
+
+def _open(sets: Sequence[_Set], name: str, views: Views, share: Share | None) -> _Plate:
+    tables = [plate_features(one.study, name, share) for one in sets]
+    keys = []
+    inputs = {well: views.inputs(well) for well in views.sites}
+    for one, table in zip(sets, tables, strict=True):
+        for change in table.manifest.expect(one.settings):
+            log.info("profile: plate %s: %s: it runs again", name, change)
+        keys.append({well: table.manifest.key(inputs[well]) for well in views.sites})
+    return _Plate(name, views, tables, keys)
+
+
+def _stale(plate: _Plate, wells: set[str], strict: bool) -> list[_Well]:
+    """Those of `wells` that are not current; a plate without any is brought into its final form.
 
     With `strict` a well that was made without one of its sites is not current either.
     """
     todo = []
-    for well in plate.source.sites:
-        key = plate.table.manifest.key(plate.source.inputs(study, well))
-        current = plate.table.manifest.is_current(well, key)
-        if not current or (strict and lacks_site(plate.table.manifest.parts[well])):
-            todo.append(_Well(plate, well, key))
+    for well in plate.views.sites:
+        stale = []
+        for number, (table, keys) in enumerate(zip(plate.tables, plate.keys, strict=True)):
+            current = table.manifest.is_current(well, keys[well])
+            if not current or (strict and lacks_site(table.manifest.parts[well])):
+                stale.append(number)
+        if stale and well in wells:
+            todo.append(_Well(plate, well, tuple(stale), features={number: [] for number in stale}))
     plate.left = len(todo)
     if not todo:
-        plate.table.finish(plate.source.sites)
+        _complete(plate)
     return todo
 
 
-def _jobs(todo: list[_Well]) -> Iterator[_Job]:
+def _complete(plate: _Plate) -> None:
+    for table, keys in zip(plate.tables, plate.keys, strict=True):
+        table.complete(keys)
+
+
+def _jobs(todo: list[_Well]) -> Iterator[tuple[_Well, Job]]:
     while todo:  # emptied, so that the features of a well are let go of once they are written
         well = todo.pop(0)
-        cells = well.plate.source.located.read(well.name).to_pandas()
-        rows = site_rows(well.plate.source.sites[well.name])
-        for row in rows:
-            yield _Job(well, row, cells[cells[SITE] == row[SITE]], last=row is rows[-1])
+        for job in well.plate.views.jobs(well.name):
+            yield well, job
 
 
-def _read(study: Study, job: _Job, strict: bool) -> _Job:
-    if len(job.cells):
-        job.site = read_source(study, job.row, strict=strict)
-    return job
+def _read(item: tuple[_Well, Job]) -> tuple[_Well, Job, View]:
+    well, job = item
+    return well, job, job.read()
 
 
-def _batches(
-    jobs: Iterator[_Job], preprocess: Preprocess, size: int, advance: Callable[[int], None]
-) -> Iterator[_Batch]:
-    """Cells in the order of the sites, `size` to a batch; the last one is filled up with zeros."""
-    shape = (size, preprocess.size, preprocess.size, len(preprocess.channels))
-    crops, filled = np.zeros(shape, np.float32), 0
-    rows: list[tuple[_Well, int]] = []
-    ended: list[_Well] = []
-    for job in jobs:
-        well, source = job.well, job.well.plate.source
-        if isinstance(job.site, str):
-            well.skipped.append((site_name(job.row), job.site))
-        elif job.site is not None:
-            site = job.site
-            xy, numbers = job.cells[[X, Y]].to_numpy(), job.cells[CELL].to_numpy()
-            kept = preprocess.keep(xy, site.image.shape)
-            well.skipped += lost_cells(preprocess, site_name(job.row), kept)
-            well.cells.append(job.cells[kept])
-            xy, numbers = xy[kept], numbers[kept]
-            while len(xy):
-                n = min(len(xy), size - filled)
-                cut = site.cut(preprocess, xy[:n], numbers[:n])
-                crops[filled : filled + n] = preprocess.scale(cut, source.levels, source.image_type(site.image))
-                rows.append((well, n))
-                xy, numbers, filled = xy[n:], numbers[n:], filled + n
-                if filled == size:
-                    yield _Batch(crops, rows, ended)
-                    crops, filled, rows, ended = np.zeros(shape, np.float32), 0, [], []
-        if job.last:
-            ended.append(well)
-        advance(1)
-    if filled or ended:
-        yield _Batch(crops if filled else None, rows, ended)
+@dataclass
+class _Feeder:
+    """Batches of one shape from whatever is looked at, read and cut ahead by threads."""
+
+    shape: tuple[int, ...]  # (batch, H, W, C)
+    spare: list[np.ndarray] = field(default_factory=list)  # memory that is used again: new one is slow to get
+
+    def batches(self, todo: list[_Well]) -> Iterator[_Batch]:
+        """Cells in the order of the sites; the last batch is filled up with zeros."""
+        # each holds an image until its cells are cut
+        cutters, cutting = ThreadPoolExecutor(workers()), deque[Future[None]]()
+        batch = self._batch()
+        try:
+            with closing(map_ahead(_read, _jobs(todo), 2 * workers())) as read:
+                for well, job, view in read:
+                    well.skipped += view.skipped
+                    start, n = 0, 0 if view.cells is None else len(view.cells)
+                    if view.cells is not None and n:
+                        well.cells.append(view.cells)
+                    while start < n and view.fill is not None:
+                        some = min(n - start, self.shape[0] - batch.filled)
+                        out = batch.crops[batch.filled : batch.filled + some]
+                        cutting.append(cutters.submit(view.fill, start, out))
+                        batch.fills.append(cutting[-1])
+                        batch.rows.append((well, some))
+                        batch.filled, start = batch.filled + some, start + some
+                        if len(cutting) > 2 * workers():
+                            cutting.popleft().result()
+                        if batch.filled == self.shape[0]:
+                            batch.wait()
+                            yield batch
+                            batch = self._batch()
+                    batch.sites += job.sites
+                    if job.last:
+                        batch.ended.append(well)
+                if batch.filled or batch.ended:
+                    batch.wait()
+                    yield batch
+        finally:
+            cutters.shutdown(wait=True, cancel_futures=True)
+
+    def _batch(self) -> _Batch:
+        return _Batch(self.spare.pop() if self.spare else np.empty(self.shape, np.float32))
 
 
-def _table(well: _Well, width: int, card: dict[str, Any]) -> pa.Table:
-    features = np.concatenate([np.empty((0, width), np.float32), *well.features])
+def _deal(batch: _Batch, numbers: Sequence[int], outputs: Sequence[np.ndarray]) -> None:
+    """Give the features of a batch to the wells that they are of."""
+    for number, features in zip(numbers, outputs, strict=True):
+        start = 0
+        for well, n in batch.rows:
+            if number in well.features:
+                well.features[number].append(features[start : start + n].copy())
+            start += n
+
+
+class _Writer:
+    """Writes wells in a thread of its own, one at a time, so that the network need not wait for the disk."""
+
+    def __init__(self, sets: Sequence[_Set]):
+        self._sets = sets
+        self._pool = ThreadPoolExecutor(1)
+        self._waiting = deque[Future[None]]()
+
+    def __enter__(self) -> "_Writer":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            while self._waiting and kind is None:
+                self._waiting.popleft().result()
+        finally:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def write(self, well: _Well) -> None:
+        self._waiting.append(self._pool.submit(self._write, well))
+        while len(self._waiting) > 2:
+            self._waiting.popleft().result()
+
+    def _write(self, well: _Well) -> None:
+        plate = well.plate
+        for number in well.stale:
+            table = _table(well, number, self._sets[number])
+            plate.tables[number].write(well.name, plate.keys[number][well.name], table, well.skipped)
+        plate.left -= 1
+        if not plate.left:
+            _complete(plate)
+
+
+def _table(well: _Well, number: int, one: _Set) -> pa.Table:
+    width, dtype = one.card["width"], np.dtype(one.study.profile.dtype)
+    features = np.concatenate([np.empty((0, width), np.float32), *well.features[number]])
+    where = f"{well.plate.name} {well.name}"
     if bad := int((~np.isfinite(features)).any(axis=1).sum()):
+        raise InputError(f"{where}: {bad} cells have features that are not finite; check the weights")
+    if len(features) and (highest := np.abs(features).max()) > np.finfo(dtype).max:
         raise InputError(
-            f"{well.plate.source.plate} {well.name}: {bad} cells have features that are not finite; check the weights"
+            f"{where}: features of up to {highest:.3g}, and {dtype} holds {np.finfo(dtype).max:g} at most; set "
+            "profile.dtype to float32"
         )
-    values = pa.FixedSizeListArray.from_arrays(pa.array(features.ravel()), width)
+    values = pa.FixedSizeListArray.from_arrays(pa.array(features.astype(dtype, copy=False).ravel()), width)
     keys = pd.concat(well.cells, ignore_index=True) if well.cells else pd.DataFrame({PLATE: [], WELL: [], SITE: []})
     table = pa.Table.from_pandas(keys, preserve_index=False)
     text = [pa.field(f.name, pa.string()) if f.name in (PLATE, WELL, SITE) else f for f in table.schema]
     table = table.cast(pa.schema(text)).append_column("features", values)
-    return table.replace_schema_metadata({CARD: json.dumps(card, sort_keys=True)})
+    return table.replace_schema_metadata({CARD: json.dumps(one.card, sort_keys=True)})

@@ -24,6 +24,7 @@ from deepprofile.intensities import plate_correction
 from deepprofile.location_files import Labels, LocationFiles, misfit
 from deepprofile.location_files import X as X
 from deepprofile.location_files import Y as Y
+from deepprofile.parts import Share, dealt_sites, dealt_wells, plate_lock
 from deepprofile.registry import load
 from deepprofile.sites import image_fingerprint, site_image, site_rows
 from deepprofile.study import Study
@@ -40,13 +41,13 @@ class _Site:
     why: str = ""  # where there are no cells because the site is bad
 
 
-def locate_cells(study: Study, *, strict: bool = False) -> Done:
+def locate_cells(study: Study, *, strict: bool = False, share: Share | None = None) -> Done:
     """Write locations/PLATE/cells.parquet: a row per cell with its key, its centre (px) and the locator's columns.
 
     A site whose image cannot be read, or whose location file is missing, is left out and reported; what is wrong with
     a file of many sites is reported once. The other columns, such as Metadata_Area (px**2) and Metadata_Border, are
     float64, bool or text whatever the site. With `locate.labels` the label image of each site is kept too, for
-    `read_labels`.
+    `read_labels`. With `share` only its wells are looked at, where other processes have the rest.
 
     Raises
     ------
@@ -59,10 +60,11 @@ def locate_cells(study: Study, *, strict: bool = False) -> Done:
     settings = location_settings(study)
     made = kept = rows = 0
     skipped: list[tuple[str, str]] = []
-    with study.writing(), progress("locate", len(index), "sites") as advance:
-        for plate in index[PLATE].unique():
+    dealt = dealt_wells(index, share)
+    with study.writing(share), progress("locate", dealt_sites(index, dealt), "sites") as advance:
+        for plate, mine in dealt.items():
             wells = sites_by_well(index, plate)
-            table = plate_locations(study, plate)
+            table = plate_locations(study, plate, share)
             for change in table.manifest.expect(settings):
                 log.info("locate: plate %s: %s: it runs again", plate, change)
             light = None if files is not None else plate_correction(study, plate)
@@ -72,11 +74,11 @@ def locate_cells(study: Study, *, strict: bool = False) -> Done:
                 current = [w for w in current if _has_labels(study, table.manifest.parts[w], wells[w])]
             if strict:  # a bad site of an earlier run is read again, and refused
                 current = [well for well in current if not table.manifest.parts[well].skipped]
-            todo = [well for well in wells if well not in current]
+            todo = [well for well in wells if well in mine and well not in current]
             parts = table.manifest.parts
             earlier = [row for well in todo if well in parts and parts[well].rows for row in site_rows(wells[well])]
             keep_earlier(f"the cells of plate {plate}, in {table.folder},", earlier, lambda row: find(row).why)
-            advance(sum(len(wells[well]) for well in current))
+            advance(sum(len(wells[well]) for well in current if well in mine))
             queue = [row for well in todo for row in site_rows(wells[well])]
             # closed whatever happens: the threads of an error that is kept would go on
             with closing(map_ahead(find, queue, 2 * workers())) as found:
@@ -90,18 +92,20 @@ def locate_cells(study: Study, *, strict: bool = False) -> Done:
                         raise InputError(f"{bad[0][0]}: {bad[0][1]}")
                     _write_labels(study, table, well, sites)
                     table.write(well, keys[well], _table(sites), bad)
-            table.finish(wells)
-            _sweep_labels(study, plate, index[index[PLATE] == plate])
-            made, kept = made + len(todo), kept + len(wells) - len(todo)
-            for part in table.manifest.parts.values():
-                rows += part.rows
-                skipped += part.skipped
+            parts = dict(table.manifest.parts)  # of this process, before it knows of others
+            if table.complete(keys):
+                _sweep_labels(study, plate, index[index[PLATE] == plate])
+            made, kept = made + len(todo), kept + len(mine) - len(todo)
+            for well in sorted(mine):
+                rows += parts[well].rows
+                skipped += parts[well].skipped
     return Done("locate", made, kept, rows, "cells", _told_once(skipped))
 
 
-def plate_locations(study: Study, plate: str) -> PlateTable:
-    """The locations of `plate`, as far as they are made."""
-    return PlateTable(study.root / STAGE / safe_name(plate), STAGE)
+def plate_locations(study: Study, plate: str, share: Share | None = None) -> PlateTable:
+    """The locations of `plate`, as far as they are made; with `share`, for a process that makes some of them."""
+    folder = study.root / STAGE / safe_name(plate)
+    return PlateTable(folder, STAGE, None if share is None else plate_lock(study.root, folder))
 
 
 def read_located(study: Study, row: Mapping[str, str]) -> pd.DataFrame:
@@ -289,8 +293,7 @@ def _write_labels(study: Study, table: PlateTable, well: str, sites: list[_Site]
     paths = [label_path(study, site.row) for site in sites]
     if not study.locate.labels and not any(path.exists() for path in paths):
         return
-    if table.manifest.parts.pop(well, None) is not None:
-        table.manifest.save()
+    table.forget(well)
     for path, site in zip(paths, sites, strict=True):
         if site.labels is None:
             path.unlink(missing_ok=True)

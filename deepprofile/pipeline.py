@@ -26,18 +26,25 @@ def run_study(study: Study, *, strict: bool = False) -> Iterator[Done]:
         light = study.illumination
         if study.crops.normalize == "plate_control" or light.method != "none" or light.qc:
             yield measure_intensities(study, strict=strict)
-        yield locate_cells(study, strict=strict)
-        if study.train is not None:
+        trained = study.train
+        exported = trained is not None and study.path(trained.crops) == study.crop_store.resolve()
+        exported |= study.profile.source == "crops"
+        if exported or trained is not None or not study.profile.tiles:
+            yield locate_cells(study, strict=strict)
+        if exported:
             from deepprofile.export import export_crops
+
+            yield export_crops(study, strict=strict)
+        if trained is not None:
             from deepprofile.training import train_network
 
-            if study.path(study.train.crops) == study.crop_store.resolve():
-                yield export_crops(study, strict=strict)
             yield train_network(study)
         twins = [study.untrained, study] if study.untrained else [study]
         for twin in twins:
             yield profile_cells(twin, strict=strict)
             steps: tuple[Callable[[Study], Done], ...] = (aggregate_wells, spherize_wells, consensus_profiles)
-            for step in steps:
-                yield step(twin)
-        yield score_profiles(study)
+            for one in twin.feature_sets:
+                for step in steps:
+                    yield step(one)
+        for one in study.feature_sets:
+            yield score_profiles(one)

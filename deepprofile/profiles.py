@@ -1,6 +1,6 @@
 """From single cells to well profiles, spherized wells, treatments and scores: the stages after the network."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from cytominer_tools.columns import COUNT, METADATA, PLATE, WELL
 from cytominer_tools.errors import InputError
 from cytominer_tools.files import atomic_folder
 from cytominer_tools.frames import consensus, spherize
-from cytominer_tools.manifest import Manifest, digest
+from cytominer_tools.manifest import Manifest, PlateTable, digest
 from cytominer_tools.queries import select
 from cytominer_tools.tables import read_table, write_table
 from deepprofile.features import feature_settings, plate_features
@@ -38,6 +38,7 @@ def aggregate_wells(study: Study) -> Done:
     plates = index[PLATE].unique()
     tables = {plate: plate_features(study, plate) for plate in plates}
     wells_of = {plate: list(sites_by_well(index, plate)) for plate in plates}
+    _require_one_network(study, tables)
     for plate, table in tables.items():
         # all but the hash of the weights, for which the network would have to be built
         settings = table.manifest.settings | feature_settings(study)
@@ -53,7 +54,7 @@ def aggregate_wells(study: Study) -> Done:
         for plate, table in tables.items():
             for well in wells_of[plate]:
                 cells = table.read(well, ["features"])["features"].combine_chunks()
-                values = np.asarray(cells.flatten()).reshape(len(cells), cells.type.list_size)
+                values = np.asarray(cells.flatten(), np.float32).reshape(len(cells), cells.type.list_size)
                 if len(cells):
                     rows.append(reduce(values, np.zeros(len(values), np.int64))[0])
                     keys.append((plate, well, len(values)))
@@ -66,6 +67,19 @@ def aggregate_wells(study: Study) -> Done:
         return pd.concat([wells, pd.DataFrame(np.stack(rows), columns=names)], axis=1), empty
 
     return _write(study, "aggregate", WELLS, inputs, make, "wells")
+
+
+def _require_one_network(study: Study, tables: Mapping[str, PlateTable]) -> None:
+    """Refuse plates whose features are of other weights than those of the first: profiling was stopped half way."""
+    made = {
+        plate: table.manifest.settings.get("weights_hash") for plate, table in tables.items() if table.manifest.parts
+    }
+    first = next(iter(made), "")
+    if other := next((plate for plate, weights in made.items() if weights != made[first]), None):
+        raise InputError(
+            f"{study.features}: plates {first} and {other} were made by networks of other weights; run `deepprofile "
+            "profile`"
+        )
 
 
 def spherize_wells(study: Study) -> Done:

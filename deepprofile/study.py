@@ -1,5 +1,6 @@
 """A study: a folder with study.yaml, read once, frozen; everything else in the folder is derived from it."""
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +12,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from cytominer_tools.errors import InputError
-from cytominer_tools.files import locked, safe_name, sweep
+from cytominer_tools.files import locked, locked_together, safe_name, sweep
+from deepprofile.parts import Share
 from deepprofile.preprocess import CropSettings, Preprocess
 from deepprofile.references import Projection, is_url
 from deepprofile.yaml import read_yaml
@@ -21,6 +23,7 @@ LOCATION_TABLES = (".csv", ".csv.gz", ".parquet")
 LOCATION_DATABASES = (".sqlite", ".sqlite3", ".db")
 LOCATION_LABELS = (".tif", ".tiff", ".png")
 _WIDTH = re.compile(r"^(?:0?[<>])?(?:[1-9]\d?)?s?$")  # {site:0>2} is 01
+_EPOCH = re.compile(r"-epoch\d+(?=-|$)")  # in the name of a set of features
 WEIGHTS = (".keras", ".weights.h5", ".h5", ".hdf5")
 # folders that stages write to
 STAGES = ("illumination", "locations", "crops", "models", "features", "profiles", "scores")
@@ -264,8 +267,30 @@ class ProfileModel(Section):
     network: str = "efficientnet_b0"
     weights: str | None = None  # none: untrained, from the seed; imagenet; a file; or the train.name of a model
     options: dict[str, Any] = {}  # passed on to the network
-    layer: str = "features"
+    layer: str | tuple[str, ...] = "features"  # several: one pass, and a set of features each, named model-layer
     batch: int = Field(64, ge=1, le=4096)  # cells a batch
+    runtime: Literal["keras", "onnx", "openvino"] = "keras"  # onnx and openvino: on the CPU, by extra
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    source: Literal["images", "crops"] = "images"  # crops: the crop store of `export`
+    tiles: bool = False  # views of crops.size that cover the site, instead of cells
+    dtype: Literal["float32", "float16"] = "float32"  # of the features as they are stored
+
+    @model_validator(mode="after")
+    def _tiles_of_images(self) -> "ProfileModel":
+        if self.tiles and self.source == "crops":
+            raise ValueError("tiles are cut from images, and the crop store holds cells; set source to images")
+        return self
+
+    @model_validator(mode="after")
+    def _some_layers(self) -> "ProfileModel":
+        if not self.layers or len(set(self.layers)) < len(self.layers):
+            raise ValueError(f"layer: name one layer or several different ones, got {', '.join(self.layers) or 'none'}")
+        return self
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers whose outputs become features, one or several."""
+        return (self.layer,) if isinstance(self.layer, str) else self.layer
 
     @property
     def name(self) -> str:
@@ -327,6 +352,14 @@ class Study(Section):
         for name in (seen,) if isinstance(seen, str) else seen:
             if name not in self.channels:
                 raise ValueError(f"locate.channel: {name!r} is not one of {', '.join(self.channels)}")
+        return self
+
+    @model_validator(mode="after")
+    def _no_masked_tiles(self) -> "Study":
+        if self.profile.tiles and self.crops.mask:
+            raise ValueError(
+                "profile.tiles: a tile is no cell that crops.mask could leave alone; set one of them to false"
+            )
         return self
 
     @model_validator(mode="after")
@@ -415,8 +448,66 @@ class Study(Section):
         """The same study with the untrained weights of its network, where the scores ask for that baseline."""
         if "untrained" not in self.scores.baselines or self.profile.weights is None:
             return None
-        twin = self.profile.model_copy(update={"weights": None, "model": f"{self.profile.name}_untrained"})
-        return self.model_copy(update={"profile": twin})
+        name, layer = _EPOCH.sub("", self.profile.name), ""  # untrained, all epochs are one
+        if isinstance(self.profile.layer, str) and name.endswith(f"-{self.profile.layer}"):  # one of several
+            layer = f"-{self.profile.layer}"
+        return self._profiled(weights=None, model=f"{name.removesuffix(layer)}_untrained{layer}")
+
+    @property
+    def feature_sets(self) -> tuple["Study", ...]:
+        """The study of each set of features that `profile` makes: one a layer."""
+        layers = self.profile.layers
+        if len(layers) == 1:
+            return (self._profiled(layer=layers[0]),)
+        return tuple(self._profiled(layer=layer, model=f"{self.profile.name}-{layer}") for layer in layers)
+
+    def at_epoch(self, epoch: int) -> "Study":
+        """The study with the network that its training kept after `epoch`, counted from 1; the set is NAME-epoch8.
+
+        Raises
+        ------
+        InputError
+            profile.weights names no training, or none was kept then; it lists those that were.
+        """
+        weights = self.weights
+        folder = self.models if weights is None or weights == "imagenet" else Path(weights).parent / "epochs"
+        if folder.parent.parent != self.models:
+            raise InputError(
+                f"--epoch {epoch}: profile.weights is {self.profile.weights or 'none'}; set it to the train.name of a "
+                "training, whose epochs are in models/NAME/epochs"
+            )
+        path = folder / f"{epoch:04d}.keras"
+        if not path.is_file():
+            kept = sorted(int(file.stem) for file in folder.glob("*.keras") if file.stem.isdecimal())
+            there = f"it has {', '.join(map(str, kept))}" if kept else "it has none; run `deepprofile train`"
+            raise InputError(f"--epoch {epoch}: {folder} has no network of this epoch; {there}")
+        return self._profiled(weights=str(path), model=f"{self.profile.name}-epoch{epoch}")
+
+    def with_features(self, name: str) -> "Study":
+        """The study with the set of features in features/`name`, for the stages after `profile`.
+
+        Raises
+        ------
+        InputError
+            There is no such set; it lists those that there are.
+        """
+        folder = self.features.parent
+        path = folder / safe_name(name) / "card.json"
+        try:
+            card = json.loads(path.read_text("utf-8"))
+            chosen = {key: card[key] for key in ("network", "options", "layer")}
+        except FileNotFoundError:
+            there = sorted(file.parent.name for file in folder.glob("*/card.json"))
+            said = f"there are {', '.join(there)}" if there else "there are none; run `deepprofile profile`"
+            raise InputError(f"--model {name}: no such features in {folder}; {said}") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path}: not a model card; run `deepprofile profile` again") from error
+        weights = card.get("weights")
+        untrained = weights is None or str(weights).startswith("untrained")
+        return self._profiled(**chosen, model=name, weights=None if untrained else weights)
+
+    def _profiled(self, **changes: Any) -> "Study":
+        return self.model_copy(update={"profile": self.profile.model_copy(update=changes)})
 
     @property
     def features(self) -> Path:
@@ -435,13 +526,23 @@ class Study(Section):
         return (self.root / name).resolve()
 
     @contextmanager
-    def writing(self) -> Iterator[None]:
-        """Hold the study for this process and clear away what a killed one left half-written."""
-        with locked(self.root):
-            sweep(self.root, below=False)  # not below: there may be a million images
-            for folder in STAGES:
-                sweep(self.root / folder)
-            yield
+    def writing(self, share: Share | None = None) -> Iterator[None]:
+        """Hold the study for this process and clear away what a killed one left half-written.
+
+        With `share` along with the processes that have other shares of it.
+        """
+        if share is None:
+            with locked(self.root):
+                self._sweep()
+                yield
+        else:
+            with locked(share.lock(self.root)), locked_together(self.root, self._sweep):
+                yield
+
+    def _sweep(self) -> None:
+        sweep(self.root, below=False)  # not below: there may be a million images
+        for folder in STAGES:
+            sweep(self.root / folder)
 
 
 def read_study(path: str | Path) -> Study:

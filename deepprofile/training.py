@@ -26,6 +26,7 @@ from cytominer_tools.tables import read_table, write_table
 from deepprofile.batches import Batch, Batches
 from deepprofile.checkpoints import assign, load_state, read_state, save_state, states, values
 from deepprofile.crop_selection import read_treatments
+from deepprofile.crop_source import require_same_crops
 from deepprofile.crop_store import Crops, open_crops, with_metadata
 from deepprofile.curves import draw_curves
 from deepprofile.devices import Replicas, replicas
@@ -88,7 +89,8 @@ def train_network(study: Study) -> Done:
     folder = study.models / safe_name(settings.name)
     with study.writing():
         crops = open_crops(study.path(settings.crops), tuple(study.channels))
-        _require_same(study, crops)
+        cut = crops.preprocess.model_dump(mode="json")
+        require_same_crops(study, crops.path, cut, crops.illumination, exact=crops.same_as_profiling)
         manifest = Manifest.read(folder, STAGE)
         described = training_settings(study)
         manifest.settings, earlier = described, manifest.settings
@@ -478,26 +480,6 @@ def _network(study: Study, classes: int) -> keras.Model:
 def _save(network: keras.Model, file: Path) -> None:
     with atomic_path(file) as path:
         network.save(path)
-
-
-def _require_same(study: Study, crops: "Crops | DeepProfilerCrops") -> None:
-    """Refuse crops that are not what profiling would feed the network."""
-    theirs, ours = list(crops.channels), list(study.channels)
-    if theirs != ours:
-        raise InputError(
-            f"{crops.path}: its channels are {', '.join(theirs)}, those of study.yaml {', '.join(ours)}; order them "
-            "alike, or run `deepprofile export` again"
-        )
-    if crops.shape[0] != study.crops.size:
-        raise InputError(
-            f"{crops.path}: its crops are {crops.shape[0]} px wide, those of study.yaml {study.crops.size}; set "
-            "crops.size to that, or export again"
-        )
-    if crops.same_as_profiling:
-        found = json.loads(crops.preprocess.model_dump_json()) | {"illumination": crops.illumination}
-        wanted = json.loads(study.preprocess.model_dump_json()) | {"illumination": study.correction}
-        if changed := changes(found, wanted):
-            raise InputError(f"{crops.path}: exported with other crops ({changed[0]}); run `deepprofile export` again")
 
 
 def _refuse(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:

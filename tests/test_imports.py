@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = ("plugins", "deepprofile", "evaluation", "cytominer_tools")
 HEAVY = {"keras", "tensorflow", "torch", "pandas", "numpy"}
 BACKENDS = {"tensorflow", "torch", "jax"}
-ALLOWED = {("deepprofile/devices.py", "tensorflow")}  # several GPUs
+ALLOWED = {("deepprofile/devices.py", name) for name in BACKENDS}  # several GPUs, and compiled networks
 PUBLIC = {
     "cytominer_tools": [
         *(
@@ -36,6 +36,7 @@ PUBLIC = {
             "load_index",
             "locate_cells",
             "measure_intensities",
+            "plan_study",
             "profile_cells",
         ),
         *("read_study", "register", "run_study", "score_profiles", "simulate", "spherize_wells", "train_network"),

@@ -148,6 +148,19 @@ def check(study: Path, as_json: bool) -> None:
     sys.exit(2 if errors else 0)
 
 
+@main.command()
+@study_argument
+@click.option("--price", type=click.FloatRange(min=0), help="Of an hour of this machine, in any currency.")
+@click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
+def plan(study: Path, price: float | None, as_json: bool) -> None:
+    """Say what a study will take: cells, disk, hours, money; by measuring for some seconds."""
+    read = _study(study)
+    with _quiet_keras():
+        from deepprofile.plan import plan_study
+    made = plan_study(read, price=price)
+    click.echo(json.dumps(made.as_json(), indent=1) if as_json else "\n".join(made.lines()))
+
+
 _preview_option = click.option(
     "--preview", is_flag=True, help="Draw the cells of six sites to locations/preview.png, and write nothing else."
 )
@@ -163,31 +176,76 @@ _format_option = click.option(
 )
 
 
-def _no_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    return command
+_part_option = click.option(
+    "--part", metavar="I/N", help="Only this share of the wells, such as 2/8: others have the rest, at the same time."
+)
+_epoch_option = click.option(
+    "--epoch", metavar="N,N,..", help="With the networks that training kept after these epochs, in one pass."
+)
+_devices_option = click.option("--devices", metavar="N,N,..", help="A process for each of these GPUs, such as 0,1.")
+_model_option = click.option(
+    "--model", help="A folder in features/, such as MODEL-epoch8; by default that of profile in study.yaml."
+)
+_AFTER = ("aggregate", "spherize", "consensus", "score")  # of a set of features
+_OPTIONS = {
+    "locate": (_preview_option, _part_option),
+    "export": (_format_option, _part_option),
+    "profile": (_epoch_option, _part_option, _devices_option),
+    **dict.fromkeys(_AFTER, (_model_option,)),
+}
 
 
 def _stage(name: str, module: str, function: str, doc: str) -> None:
     reads_images = module in ("intensities", "locations", "export", "features")
 
-    @main.command(name, help=doc)
-    @{"locate": _preview_option, "export": _format_option}.get(name, _no_option)
-    @(strict_option if reads_images else _no_option)
     @stage_options
-    def command(study: Path, as_json: bool, strict: bool = False, preview: bool = False, layout: str = "arrow") -> None:
+    def command(study: Path, as_json: bool, strict: bool = False, **chosen: Any) -> None:
         from importlib import import_module
 
-        if preview:
+        if chosen.get("preview"):
             from deepprofile.preview import preview_study
 
             path = str(preview_study(_study(study)))
             click.echo(json.dumps({"preview": path}) if as_json else f"{path}: look at it; no cells were written")
             return
-        settings = {"strict": strict} if reads_images else {}
-        with _quiet_keras() if module in ("features", "training") else _nothing():
-            chosen = ("deepprofiler_crops", "export_png") if layout == "png" else (module, function)
-            run = getattr(import_module(f"deepprofile.{chosen[0]}"), chosen[1])
-        _report([run(_study(study), **settings)], as_json)
+        settings, model = _stage_settings(chosen), chosen.get("model")
+        if reads_images:
+            settings["strict"] = strict
+        read = _study(study)
+        sets = (read.with_features(model),) if model else read.feature_sets if name in _AFTER else (read,)
+        with _quiet_keras() if module in ("features", "training") and "devices" not in settings else _nothing():
+            place, called = module, function
+            if chosen.get("layout") == "png":
+                place, called = "deepprofiler_crops", "export_png"
+            elif "devices" in settings:
+                place, called = "processes", "profile_on"
+            run = getattr(import_module(f"deepprofile.{place}"), called)
+        _report((run(one, **settings) for one in sets), as_json)
+
+    for option in (*_OPTIONS.get(name, ()), *((strict_option,) if reads_images else ())):
+        command = option(command)
+    main.command(name, help=doc)(command)
+
+
+def _stage_settings(chosen: dict[str, Any]) -> dict[str, Any]:
+    """What the options of a command are to the function that it calls."""
+    from deepprofile.parts import Share
+
+    settings: dict[str, Any] = {}
+    if chosen.get("part"):
+        settings["share"] = Share.parse(chosen["part"])
+        if chosen.get("layout") == "png":
+            raise InputError("--part: the layout png is written by one process; leave it out")
+    if chosen.get("devices"):
+        if "share" in settings:
+            raise InputError("--devices deals the wells to its processes itself; leave --part out")
+        settings["devices"] = chosen["devices"].split(",")
+    if chosen.get("epoch"):
+        epochs = [one.strip() for one in chosen["epoch"].split(",")]
+        if not all(one.isdecimal() for one in epochs):
+            raise InputError(f"--epoch {chosen['epoch']}: expected numbers from 1, such as 8,16,25")
+        settings["epochs"] = [int(one) for one in epochs]
+    return settings
 
 
 @main.command()
@@ -318,11 +376,14 @@ def _study(path: Path) -> "Study":
 
 
 def _report(steps: "Iterable[Done]", as_json: bool) -> None:
+    from deepprofile.work import by_reason
+
     rows = []
     left: dict[tuple[str, str], None] = {}
     try:
         for done in steps:
-            rows.append({**vars(done), "skipped": [list(row) for row in done.skipped]})
+            skipped = [list(row) for row in done.skipped]
+            rows.append({**vars(done), "skipped": skipped, "left_out": by_reason(done.skipped)})
             left |= dict.fromkeys(done.skipped)
             if not as_json:
                 click.echo(str(done))
@@ -330,23 +391,37 @@ def _report(steps: "Iterable[Done]", as_json: bool) -> None:
         if as_json:
             click.echo(json.dumps(rows, indent=1))
         elif left:
-            shown = [f"  {what}: {why}" for what, why in left]
-            click.echo("\n".join([f"Left out ({len(left)}):", *_first(shown, "in manifest.json of each plate")]))
+            click.echo("\n".join([f"Left out ({len(left)}):", *_reasons(list(left))]))
 
 
 def _first(rows: list[str], where: str, most: int = 10) -> list[str]:
     return rows if len(rows) <= most else [*rows[:most], f"  ... and {len(rows) - most} more, {where}"]
 
 
+def _reasons(left: list[tuple[str, str]]) -> list[str]:
+    """Lines that say what was left out: all of it where that is little, else counts by reason and the first few."""
+    from deepprofile.work import by_reason
+
+    if len(left) <= 10:
+        return [f"  {what}: {why}" for what, why in left]
+    lines = []
+    for group in by_reason(left):
+        more = f" and {group['count'] - len(group['first'])} more" if group["count"] > len(group["first"]) else ""
+        lines.append(f"  {group['count']:,} for {group['reason']!r}: {', '.join(group['first'])}{more}")
+    return [*lines, "  each of them in manifest.json of its plate, and with --json"]
+
+
 def _show_scores(study: "Study") -> None:
     from deepprofile.profiles import score_lines
 
-    click.echo("")
-    click.echo("\n".join(score_lines(study)))
+    for one in study.feature_sets:
+        click.echo("")
+        click.echo("\n".join(score_lines(one)))
     click.echo("\nFiles, in " + str(study.root))
-    for folder in (study.features, study.profiles_folder, study.scores_folder):
-        names = sorted(p.name for p in folder.iterdir() if p.name != "manifest.json")
-        click.echo(f"  {folder.relative_to(study.root).as_posix()}/: {', '.join(names)}")
+    for one in study.feature_sets:
+        for folder in (one.features, one.profiles_folder, one.scores_folder):
+            names = sorted(p.name for p in folder.iterdir() if p.name != "manifest.json")
+            click.echo(f"  {folder.relative_to(study.root).as_posix()}/: {', '.join(names)}")
 
 
 @contextmanager

@@ -258,3 +258,38 @@ def test_models_are_listed():
     rows = {(row["group"], row["name"]): row for row in json.loads(call("models", "--json").stdout)}
     assert rows["networks", "efficientnet_b0"]["licence"] == "Apache-2.0"
     assert rows["locators", "nuclei"]["about"].startswith("Find nuclei")
+
+
+# --- shares, sets of features, plans
+def test_options_that_do_not_go(done):
+    for options, words in (
+        (("--part", "5/4"), "--part 5/4: expected a number from 1 to 4"),
+        (("--part", "1/2", "--devices", "0"), "--devices deals the wells to its processes itself"),
+        (("--epoch", "a"), "--epoch a: expected numbers from 1, such as 8,16,25"),
+        (("--epoch", "8"), "--epoch 8: profile.weights is none"),
+    ):
+        assert words in call("profile", done.root, *options, code=2).stderr
+    assert "--model a: no such features" in call("aggregate", done.root, "--model", "a", code=2).stderr
+    assert (
+        "the layout png is written by one process"
+        in call("export", done.root, "--part", "1/2", "--format", "png", code=2).stderr
+    )
+
+
+def test_a_part_and_a_named_set(done):
+    (row,) = json.loads(call("profile", done.root, "--part", "2/3", "--json").stdout)
+    assert (row["made"], row["kept"], row["left_out"]) == (0, 4, [])
+    (row,) = json.loads(call("aggregate", done.root, "--model", "small_cnn_untrained", "--json").stdout)
+    assert (row["made"], row["kept"]) == (0, 1)
+
+
+def test_many_that_were_left_out_are_counted(fresh):
+    for path in (fresh.root / "images" / "P1").glob("*_DNA.tif"):
+        path.unlink()
+    told = call("locate", fresh.root).stdout
+    assert "Left out (12):" in told
+    assert "  12 for 'no such image': P1 A01 site 1, P1 A01 site 2, P1 A02 site 1 and 9 more" in told
+    assert "and with --json" in told
+    (row,) = json.loads(call("locate", fresh.root, "--json").stdout)
+    assert row["left_out"][0]["count"] == 12
+    assert len(row["skipped"]) == 12

@@ -31,7 +31,7 @@ from deepprofile.intensities import measure_intensities
 from deepprofile.locations import label_path, locate_cells, read_labels
 
 KEPT = {"labels": True}
-CARD = {"weights_hash": "none", "runtime": "none"}
+CARD = {"weights_hash": "none", "runtime": "none", "width": 1}
 KEY = [PLATE, WELL, SITE, CELL]
 
 
@@ -68,20 +68,18 @@ def export(store, tmp_path):
 class Watcher:
     """In place of the network: keeps what it sees."""
 
-    width = 1
-
     def __init__(self):
         self.seen = []
 
     def __call__(self, crops):
         self.seen.append(crops.copy())
-        return np.zeros((len(crops), 1), np.float32)
+        return (np.zeros((len(crops), 1), np.float32),)
 
 
 def fed(study, monkeypatch):
     """The crops that profiling gives the network, float32 (n, H, W, C), in the order of its table."""
     watcher = Watcher()
-    monkeypatch.setattr(deepprofile.features, "load_extractor", lambda study: (watcher, CARD))
+    monkeypatch.setattr(deepprofile.features, "load_extractor", lambda study: (watcher, (CARD,)))
     shutil.rmtree(study.features, ignore_errors=True)
     rows = profile_cells(study).rows
     return np.concatenate(watcher.seen)[:rows]
@@ -207,7 +205,7 @@ def test_only_the_cells_own_pixels_are_left(two_wells):
 
 
 def test_a_mask_needs_labels(export, monkeypatch):
-    monkeypatch.setattr(deepprofile.features, "load_extractor", lambda study: (Watcher(), CARD))
+    monkeypatch.setattr(deepprofile.features, "load_extractor", lambda study: (Watcher(), (CARD,)))
     study = configure(export.root, crops={"mask": True})
     for stage in (export_crops, profile_cells):
         with pytest.raises(InputError, match=r"crops\.mask needs the label images: set locate\.labels to true and run"):

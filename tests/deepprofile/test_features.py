@@ -10,7 +10,7 @@ from study_factory import CHANNELS, configure, edit_index, write_images
 
 from cytominer_tools.columns import CELL, PLATE, SITE, WELL
 from cytominer_tools.errors import InputError
-from deepprofile.features import CARD, Extractor, plate_features, profile_cells
+from deepprofile.features import CARD, plate_features, profile_cells
 from deepprofile.intensities import measure_intensities, read_levels
 from deepprofile.locations import X, Y, locate_cells, plate_locations
 from deepprofile.networks import build_network, weights_hash
@@ -173,17 +173,8 @@ def test_a_layer_of_an_image_is_averaged(done):
     assert profile_cells(study).made == 12
     _, features = cells_of(study, "P1")
     assert features.shape[1] == 8
-    with pytest.raises(InputError, match=r"small_cnn has no layer 'block9'; its last are .*features"):
-        profile_cells(configure(done.root, profile={"layer": "block9"}))
-
-
-def test_extractor_averages_and_keeps_float32():
-    model = build_network("small_cnn", channels=2, size=(16, 16), width=4, depth=2)
-    x = np.random.default_rng(0).random((3, 16, 16, 2), np.float32)
-    extractor = Extractor(model, "block1_activation")
-    out = extractor(x)
-    assert (out.shape, out.dtype, extractor.width) == ((3, 4), np.float32, 4)
-    np.testing.assert_allclose(Extractor(model)(x), np.asarray(model(x)), rtol=1e-5, atol=1e-6)
+    with pytest.raises(InputError, match=r"small_cnn has no layer 'block9_pool'; the nearest are block3_pool, "):
+        profile_cells(configure(done.root, profile={"layer": "block9_pool"}))
 
 
 def test_weights_from_a_file_give_other_features(done):

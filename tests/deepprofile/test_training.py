@@ -16,7 +16,7 @@ from deepprofile import devices, training
 from deepprofile.batches import Batches
 from deepprofile.checks import check_study
 from deepprofile.export import export_crops
-from deepprofile.features import load_extractor
+from deepprofile.extractor import load_extractor
 from deepprofile.networks import build_network
 from deepprofile.training import train_network
 from deepprofile.work import workers
@@ -300,7 +300,8 @@ def test_mixed_precision_keeps_float32_weights(study, precision):
     assert {w.dtype.name for w in weights(settings.root)} == {"float32"}
     assert np.isfinite(history(settings.root)["loss"]).all()
     extractor, _ = load_extractor(settings)  # profiled in float32
-    assert extractor(np.zeros((1, 32, 32, 3), np.float32)).dtype == np.float32
+    (features,) = extractor(np.zeros((settings.profile.batch, 32, 32, 3), np.float32))
+    assert features.dtype == np.float32
 
 
 def test_scores_while_it_trains(study):
