@@ -120,11 +120,11 @@ class Clock:
         return [cells / self.seconds(), cells / (time.process_time() - self._work)]
 
 
-def bare(folder: Path, runtime: str, precision: str, batch: int, layer: str = "features") -> list[Any]:
+def bare(folder: Path, runtime: str, precision: str, batch: int, **more: Any) -> list[Any]:
     """Rates of the network alone, on random numbers; peak MiB; its agreement to float32."""
     import numpy as np
 
-    study = configure(folder, runtime=runtime, precision=precision, batch=batch, layer=layer)
+    study = configure(folder, runtime=runtime, precision=precision, batch=batch, **more)
     extractor, (card,) = loaded(study)
     crops = np.random.default_rng(0).random((batch, SIZE, SIZE, len(CHANNELS)), np.float32)
     clock, done = Clock(), 0
@@ -134,11 +134,11 @@ def bare(folder: Path, runtime: str, precision: str, batch: int, layer: str = "f
     return [*clock.rates(done), peak(), card.get("agreement")]
 
 
-def engine(folder: Path, runtime: str, precision: str, batch: int, layer: str = "features", **more: Any) -> list[Any]:
+def engine(folder: Path, runtime: str, precision: str, batch: int, **more: Any) -> list[Any]:
     """Rates of `deepprofile profile`, and its peak MiB."""
     from deepprofile import features
 
-    study = configure(folder, runtime=runtime, precision=precision, batch=batch, layer=layer, **more)
+    study = configure(folder, runtime=runtime, precision=precision, batch=batch, **more)
     ready = loaded(study)
     features.load_extractor = lambda study: ready
     shutil.rmtree(study.features, ignore_errors=True)
@@ -183,17 +183,16 @@ def stored(folder: Path) -> int:
     return export_crops(configure(folder)).rows
 
 
-def device(folder: Path) -> list[str]:
-    """The GPUs, and the machine in words."""
+def device(folder: Path) -> tuple[str, list[str], list[str]]:
+    """The machine in words, the GPUs, and the keys of the section `profile`."""
     import keras
 
     from deepprofile.devices import device_names
     from deepprofile.study import ProfileModel
     from deepprofile.work import workers
 
-    has_store = "source" in ProfileModel.model_fields
     what = f"{workers()} cores, keras {keras.__version__} on {keras.backend.backend()}"
-    return [what, "store" if has_store else "", *device_names()]
+    return what, device_names(), list(ProfileModel.model_fields)
 
 
 def refused(folder: Path, runtime: str, precision: str) -> str:
@@ -274,21 +273,25 @@ def cpu(folder: Path, chosen: argparse.Namespace) -> None:
             print(f"| {sites} | {rate:.0f} | {work:.0f} | {most:.0f} |", flush=True)
 
 
-def gpu(folder: Path, chosen: argparse.Namespace, store: bool) -> None:
+def gpu(folder: Path, chosen: argparse.Namespace, keys: list[str]) -> None:
     """Keras on the backend that is chosen (KERAS_BACKEND), whole batches on the first GPU."""
     study = folder / f"study{chosen.sites[-1]}"
-    sources = [{}, {"source": "crops"}] if store else [{}]
-    if store:
+    kinds: list[tuple[str, dict[str, str]]] = [("TIFF", {})]
+    if "source" in keys:
         child("stored", study)
-    print("\n| on the GPU, batch of", chosen.gpu_batch, "| cells/s | bare cells/s | share | least cosine |")
-    print("|---|---|---|---|---|")
+        kinds.append(("crop store", {"source": "crops"}))
+    if "mode" in keys:
+        kinds.append(("TIFF, repeat-channel, 5 passes a cell", {"mode": "repeat_channel"}))
+    print(f"\n| on the GPU, batches of {chosen.gpu_batch} | cells/s | sites/s | bare cells/s | share | least cosine |")
+    print("|---|---|---|---|---|---|")
     for precision in ("float32", "bfloat16", "float16"):
-        alone, _, _, agreement = child("bare", study, "keras", precision, chosen.gpu_batch)
-        least = f"{agreement['least']:.5f}" if agreement else ""
-        for source in sources:
-            rate, *_ = child("engine", study, "keras", precision, chosen.gpu_batch, **source)
-            what = "crop store" if source else "TIFF"
-            print(f"| {what}, {precision} | {rate:.0f} | {alone:.0f} | {rate / alone:.0%} | {least} |", flush=True)
+        for what, key in kinds:
+            network = {name: value for name, value in key.items() if name != "source"}
+            alone, _, _, agreement = child("bare", study, "keras", precision, chosen.gpu_batch, **network)
+            rate, *_ = child("engine", study, "keras", precision, chosen.gpu_batch, **key)
+            least = f"{agreement['least']:.5f}" if agreement else ""
+            found = f"{rate:.0f} | {rate / CELLS:.1f} | {alone:.0f} | {rate / alone:.0%} | {least}"
+            print(f"| {what}, {precision} | {found} |", flush=True)
 
 
 def peer(folder: Path, chosen: argparse.Namespace) -> None:
@@ -364,11 +367,11 @@ def main() -> None:
     chosen = options.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        machine, store, *gpus = child("device", folder)
+        machine, gpus, keys = child("device", folder)
         pixels = child("make", folder, chosen.sites)
         print(f"{machine}; sites of {pixels}, about {CELLS} cells each; load {os.getloadavg()[0]:.1f}", flush=True)
-        cpu(folder, chosen) if not gpus else print("not run: the tables of the CPU, as there is a GPU")
-        gpu(folder, chosen, bool(store)) if gpus else print("\nnot run: the GPU table, as there is no GPU")
+        cpu(folder, chosen) if not gpus else print("not run: the tables of the CPU, as there is a GPU (hide it)")
+        gpu(folder, chosen, keys) if gpus else print("\nnot run: no GPU")
         if chosen.peer_python and chosen.peer_source:
             peer(folder, chosen)
         else:
