@@ -6,7 +6,8 @@ is of a process of its own, after the network was compiled; the figures take tur
 of ratios within a round, so that a busy machine is unfair to all of them alike.
 
 "predict loop" reads a site with scikit-image, cuts and scales its cells with numpy, and calls Keras' predict on them,
-site by site. "bare" is the same compiled network on random numbers in memory, where nothing is read.
+site by site. "bare" is the same compiled network on random numbers in memory, where nothing is read. "Work" is in
+cells a second of a core's time: on a machine that others use too, its ratios hold where those of the clock do not.
 
     --sites 20 100 400         whether the time is linear in sites, and the memory flat
     --peer-python, --peer-source  the interpreter and the checkout of DeepProfiler 0.3, which is then run on the same
@@ -105,35 +106,49 @@ def loaded(study: Any) -> Any:
     return extractor, cards
 
 
-def bare(folder: Path, runtime: str, precision: str, batch: int, layer: str = "features") -> list[Any]:
-    """Cells a second of the network alone, on random numbers; its agreement to float32; peak MiB."""
+class Clock:
+    """Rates since it was made."""
+
+    def __init__(self) -> None:
+        self._start, self._work = time.perf_counter(), time.process_time()
+
+    def seconds(self) -> float:
+        return time.perf_counter() - self._start
+
+    def rates(self, cells: int) -> list[float]:
+        """Cells a second, and cells a second of a core's time."""
+        return [cells / self.seconds(), cells / (time.process_time() - self._work)]
+
+
+def bare(folder: Path, runtime: str, precision: str, batch: int, **more: Any) -> list[Any]:
+    """Rates of the network alone, on random numbers; peak MiB; its agreement to float32."""
     import numpy as np
 
-    study = configure(folder, runtime=runtime, precision=precision, batch=batch, layer=layer)
+    study = configure(folder, runtime=runtime, precision=precision, batch=batch, **more)
     extractor, (card,) = loaded(study)
     crops = np.random.default_rng(0).random((batch, SIZE, SIZE, len(CHANNELS)), np.float32)
-    start, done = time.perf_counter(), 0
-    while time.perf_counter() - start < 6:
+    clock, done = Clock(), 0
+    while clock.seconds() < 6:
         extractor(crops)
         done += batch
-    return [done / (time.perf_counter() - start), card.get("agreement"), peak()]
+    return [*clock.rates(done), peak(), card.get("agreement")]
 
 
-def engine(folder: Path, runtime: str, precision: str, batch: int, layer: str = "features", **more: Any) -> list[Any]:
-    """Cells a second of `deepprofile profile`, and its peak MiB."""
+def engine(folder: Path, runtime: str, precision: str, batch: int, **more: Any) -> list[Any]:
+    """Rates of `deepprofile profile`, and its peak MiB."""
     from deepprofile import features
 
-    study = configure(folder, runtime=runtime, precision=precision, batch=batch, layer=layer, **more)
+    study = configure(folder, runtime=runtime, precision=precision, batch=batch, **more)
     ready = loaded(study)
     features.load_extractor = lambda study: ready
     shutil.rmtree(study.features, ignore_errors=True)
-    start = time.perf_counter()
+    clock = Clock()
     rows = features.profile_cells(study).rows
-    return [rows / (time.perf_counter() - start), None, peak()]
+    return [*clock.rates(rows), peak()]
 
 
 def predict_loop(folder: Path) -> list[Any]:
-    """Cells a second of the plain way, site by site."""
+    """Rates of the plain way, site by site, and its peak MiB."""
     import numpy as np
     import skimage.io
 
@@ -147,7 +162,7 @@ def predict_loop(folder: Path) -> list[Any]:
         network.predict(np.zeros((n, SIZE, SIZE, len(CHANNELS)), np.float32), batch_size=128, verbose=0)
     low, high = read_levels(study, "P1")
     half, cells = SIZE // 2, 0
-    start = time.perf_counter()
+    clock = Clock()
     for row in load_index(study).to_dict("records"):
         names = [study.image_root / row[channel] for channel in CHANNELS]
         image = np.pad(np.stack([skimage.io.imread(name) for name in names], -1), ((half, half), (half, half), (0, 0)))
@@ -159,7 +174,7 @@ def predict_loop(folder: Path) -> list[Any]:
         found = network.predict(np.array(crops), batch_size=128, verbose=0)
         np.savez_compressed(folder / "site.npz", features=found)
         cells += len(found)
-    return [cells / (time.perf_counter() - start), None, peak()]
+    return [*clock.rates(cells), peak()]
 
 
 def stored(folder: Path) -> int:
@@ -168,17 +183,16 @@ def stored(folder: Path) -> int:
     return export_crops(configure(folder)).rows
 
 
-def device(folder: Path) -> list[str]:
-    """The GPUs, and the machine in words."""
+def device(folder: Path) -> tuple[str, list[str], list[str]]:
+    """The machine in words, the GPUs, and the keys of the section `profile`."""
     import keras
 
     from deepprofile.devices import device_names
     from deepprofile.study import ProfileModel
     from deepprofile.work import workers
 
-    has_store = "source" in ProfileModel.model_fields
     what = f"{workers()} cores, keras {keras.__version__} on {keras.backend.backend()}"
-    return [what, "store" if has_store else "", *device_names()]
+    return what, device_names(), list(ProfileModel.model_fields)
 
 
 def refused(folder: Path, runtime: str, precision: str) -> str:
@@ -224,52 +238,60 @@ def cpu(folder: Path, chosen: argparse.Namespace) -> None:
         else:
             usable.append((runtime, precision))
     study = folder / f"study{chosen.sites[0]}"
-    loops: list[float] = []
+    loops: list[list[float]] = []
     found: dict[tuple[str, str], list[tuple[list[Any], list[Any]]]] = {what: [] for what in usable}
     for _ in range(chosen.rounds):
-        loop = child("predict_loop", study)
-        loops.append(loop[0])
+        loops.append(child("predict_loop", study))
         for what in usable:
             found[what].append((child("bare", study, *what, chosen.batch), child("engine", study, *what, chosen.batch)))
-    print(f"\n| {chosen.sites[0]} sites from TIFF | cells/s | x predict loop | bare cells/s | share | peak MiB |")
-    print("|---|---|---|---|---|---|")
-    print(f"| predict loop | {middle(loops):.0f} | 1.0 | | | {loop[2]:.0f} |")
+    print(
+        f"\n| {chosen.sites[0]} sites from TIFF | cells/s | x loop | bare cells/s | share | work "
+        "| x loop | bare work | share | peak MiB |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    loop = [middle([loop[i] for loop in loops]) for i in range(3)]
+    print(f"| predict loop | {loop[0]:.0f} | 1.0 | | | {loop[1]:.0f} | 1.0 | | | {loop[2]:.0f} |")
     for (runtime, precision), rounds in found.items():
-        ours, alone = (middle([pair[i][0] for pair in rounds]) for i in (1, 0))
-        times = middle([pair[1][0] / base for pair, base in zip(rounds, loops, strict=True)])
-        share = middle([pair[1][0] / pair[0][0] for pair in rounds])
-        print(
-            f"| {runtime} {precision} | {ours:.0f} | {times:.2f} | {alone:.0f} | {share:.0%} | {rounds[-1][1][2]:.0f} |"
-        )
+        cells = [f"{runtime} {precision}"]
+        for i in (0, 1):
+            alone, ours = (middle([pair[which][i] for pair in rounds]) for which in (0, 1))
+            times = middle([pair[1][i] / base[i] for pair, base in zip(rounds, loops, strict=True)])
+            share = middle([pair[1][i] / pair[0][i] for pair in rounds])
+            cells += [f"{ours:.0f}", f"{times:.2f}", f"{alone:.0f}", f"{share:.0%}"]
+        print(f"| {' | '.join(cells)} | {rounds[-1][1][2]:.0f} |")
     for (runtime, precision), rounds in found.items():
-        if agreement := rounds[-1][0][1]:
+        if agreement := rounds[-1][0][3]:
             print(
                 f"\n{runtime} {precision}: cosine to float32 {agreement['mean']:.5f} in the mean of "
                 f"{agreement['cells']} cells, {agreement['least']:.5f} at least"
             )
     if len(chosen.sites) > 1:
         runtime, precision = usable[-1]
-        print(f"\n| sites, {runtime} {precision} | cells/s | peak MiB |\n|---|---|---|")
+        print(f"\n| sites, {runtime} {precision} | cells/s | work | peak MiB |\n|---|---|---|---|")
         for sites in chosen.sites:
-            rate, _, most = child("engine", folder / f"study{sites}", runtime, precision, chosen.batch)
-            print(f"| {sites} | {rate:.0f} | {most:.0f} |", flush=True)
+            rate, work, most = child("engine", folder / f"study{sites}", runtime, precision, chosen.batch)
+            print(f"| {sites} | {rate:.0f} | {work:.0f} | {most:.0f} |", flush=True)
 
 
-def gpu(folder: Path, chosen: argparse.Namespace, store: bool) -> None:
+def gpu(folder: Path, chosen: argparse.Namespace, keys: list[str]) -> None:
     """Keras on the backend that is chosen (KERAS_BACKEND), whole batches on the first GPU."""
     study = folder / f"study{chosen.sites[-1]}"
-    sources = [{}, {"source": "crops"}] if store else [{}]
-    if store:
+    kinds: list[tuple[str, dict[str, str]]] = [("TIFF", {})]
+    if "source" in keys:
         child("stored", study)
-    print("\n| on the GPU, batch of", chosen.gpu_batch, "| cells/s | bare cells/s | share | least cosine |")
-    print("|---|---|---|---|---|")
+        kinds.append(("crop store", {"source": "crops"}))
+    if "mode" in keys:
+        kinds.append(("TIFF, repeat-channel, 5 passes a cell", {"mode": "repeat_channel"}))
+    print(f"\n| on the GPU, batches of {chosen.gpu_batch} | cells/s | sites/s | bare cells/s | share | least cosine |")
+    print("|---|---|---|---|---|---|")
     for precision in ("float32", "bfloat16", "float16"):
-        alone, agreement, _ = child("bare", study, "keras", precision, chosen.gpu_batch)
-        least = f"{agreement['least']:.5f}" if agreement else ""
-        for source in sources:
-            rate, *_ = child("engine", study, "keras", precision, chosen.gpu_batch, **source)
-            what = "crop store" if source else "TIFF"
-            print(f"| {what}, {precision} | {rate:.0f} | {alone:.0f} | {rate / alone:.0%} | {least} |", flush=True)
+        for what, key in kinds:
+            network = {name: value for name, value in key.items() if name != "source"}
+            alone, _, _, agreement = child("bare", study, "keras", precision, chosen.gpu_batch, **network)
+            rate, *_ = child("engine", study, "keras", precision, chosen.gpu_batch, **key)
+            least = f"{agreement['least']:.5f}" if agreement else ""
+            found = f"{rate:.0f} | {rate / CELLS:.1f} | {alone:.0f} | {rate / alone:.0%} | {least}"
+            print(f"| {what}, {precision} | {found} |", flush=True)
 
 
 def peer(folder: Path, chosen: argparse.Namespace) -> None:
@@ -345,11 +367,11 @@ def main() -> None:
     chosen = options.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        machine, store, *gpus = child("device", folder)
+        machine, gpus, keys = child("device", folder)
         pixels = child("make", folder, chosen.sites)
         print(f"{machine}; sites of {pixels}, about {CELLS} cells each; load {os.getloadavg()[0]:.1f}", flush=True)
-        cpu(folder, chosen) if not gpus else print("not run: the tables of the CPU, as there is a GPU")
-        gpu(folder, chosen, bool(store)) if gpus else print("\nnot run: the GPU table, as there is no GPU")
+        cpu(folder, chosen) if not gpus else print("not run: the tables of the CPU, as there is a GPU (hide it)")
+        gpu(folder, chosen, keys) if gpus else print("\nnot run: no GPU")
         if chosen.peer_python and chosen.peer_source:
             peer(folder, chosen)
         else:

@@ -108,7 +108,7 @@ def compiled(network: keras.Model, shape: tuple[int, ...]) -> Callable[[np.ndarr
     Parameters
     ----------
     network : keras.Model
-        One input, and a list of outputs.
+        One input, and a list of outputs; of a list of one Keras makes the output itself.
     shape : (batch, H, W, C)
         Of every batch.
 
@@ -154,7 +154,8 @@ def _compiled_torch(network: keras.Model) -> Callable[[np.ndarray], list[np.ndar
 
     def run(crops: np.ndarray) -> list[np.ndarray]:
         with torch.inference_mode():
-            return [output.cpu().numpy() for output in network(torch.from_numpy(crops).to(device), training=False)]
+            found = network(torch.from_numpy(crops).to(device), training=False)
+            return [output.cpu().numpy() for output in keras.tree.flatten(found)]
 
     return run
 
@@ -166,7 +167,7 @@ def _compiled_jax(network: keras.Model) -> Callable[[np.ndarray], list[np.ndarra
     weights = [[variable.value for variable in network.trainable_variables]]
     weights.append([variable.value for variable in network.non_trainable_variables])
     function = jax.jit(lambda weights, crops: network.stateless_call(*weights, crops, training=False)[0])
-    return lambda crops: [np.asarray(output) for output in function(weights, crops)]
+    return lambda crops: [np.asarray(output) for output in keras.tree.flatten(function(weights, crops))]
 
 
 class _TensorFlow(Replicas):

@@ -83,7 +83,7 @@ def load_extractor(study: Study) -> tuple[Extractor, tuple[dict[str, Any], ...]]
     if trained is not None:
         require_as_trained(study, trained, str(weights))
     model = _network(study, "float32")
-    network = feature_network(model, chosen.layers)
+    network = _cut(study, model)
     if weights is None:
         log.warning(
             "profile: profile.weights is none: %s is untrained, a baseline rather than a result", chosen.network
@@ -137,6 +137,11 @@ def _network(study: Study, policy: str) -> keras.Model:
         keras.config.set_dtype_policy(before)
 
 
+def _cut(study: Study, model: keras.Model) -> keras.Model:
+    """From crops to the features of each layer."""
+    return feature_network(model, study.profile.layers)
+
+
 def _runtime(study: Study, network: keras.Model, about: dict[str, Any]) -> tuple[Run, list[dict[str, Any]]]:
     """What computes `network`, and with a precision below float32 how far its features agree, by layer."""
     chosen, preprocess = study.profile, study.preprocess
@@ -152,8 +157,7 @@ def _runtime(study: Study, network: keras.Model, about: dict[str, Any]) -> tuple
                 name=chosen.name,
                 about=about,
             )
-        lower = precision != "float32"
-        cut = feature_network(_network(study, f"mixed_{precision}"), chosen.layers) if lower else network
+        cut = network if precision == "float32" else _cut(study, _network(study, f"mixed_{precision}"))
         return keras_runtime(cut, (chosen.batch, preprocess.size, preprocess.size, len(preprocess.channels)))
 
     ours = run(chosen.precision)
@@ -194,7 +198,8 @@ def cosine_agreement(found: np.ndarray, exact: np.ndarray) -> dict[str, Any]:
     found, exact = found.astype(np.float64), exact.astype(np.float64)
     norms = np.linalg.norm(found, axis=1) * np.linalg.norm(exact, axis=1)
     same = (found == exact).all(axis=1)
-    cosines = np.where(same, 1.0, (found * exact).sum(axis=1) / np.where(norms > 0, norms, 1.0))
+    with np.errstate(invalid="ignore"):  # features that are not finite are refused when they are written
+        cosines = np.where(same, 1.0, (found * exact).sum(axis=1) / np.where(norms > 0, norms, 1.0))
     return {"cells": len(cosines), "mean": round(float(cosines.mean()), 5), "least": round(float(cosines.min()), 5)}
 
 

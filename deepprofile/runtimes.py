@@ -133,7 +133,7 @@ def exported_runtime(
         "format_version": FORMAT_VERSION,
         "runtime": runtime,
         **about,
-        "network": sha256(network.to_json().encode()).hexdigest()[:16],
+        "architecture": sha256(network.to_json().encode()).hexdigest()[:16],
         "shape": list(network.input_shape[1:]),
         "versions": {package: version(package) for package in ("keras", "tensorflow", *EXTRAS[runtime])},
     }
