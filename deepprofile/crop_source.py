@@ -27,13 +27,18 @@ class CropSource:
     plate: str
     sites: dict[str, pd.DataFrame]  # rows of the index by well
     located: PlateTable
-    levels: np.ndarray | None  # low and high count by channel, (2, C), where `crops.normalize` needs them
+    levels: np.ndarray | None  # low and high count by channel, (2, C), where `crops.normalize` takes the plate's
     correction: str | None = None  # digest of the illumination functions
     uncorrected: np.dtype | None = None  # type of the images before the correction
 
     def image_type(self, image: np.ndarray) -> np.dtype:
         """What `Preprocess.scale` takes for the type of `image`: that of its files, before any correction."""
         return self.uncorrected or image.dtype
+
+    def scale(self, preprocess: Preprocess, site: "SiteSource", crops: np.ndarray) -> np.ndarray:
+        """What the network sees of `crops` (n, H, W, C), which are cut from `site`; see `Preprocess.scale`."""
+        levels = self.levels if site.levels is None else site.levels
+        return preprocess.scale(crops, levels, self.image_type(site.image))
 
     def inputs(self, study: Study, well: str) -> list[Any]:
         """What the crops of `well` depend on beside the settings, as JSON values."""
@@ -44,10 +49,11 @@ class CropSource:
 
 @dataclass(frozen=True)
 class SiteSource:
-    """A site as it is read: the image in counts, and with `crops.mask` its labels."""
+    """A site as it is read: the image in counts, what it is scaled by, and with `crops.mask` its labels."""
 
     image: np.ndarray  # (H, W, C)
     labels: np.ndarray | None = None  # int32 (H, W)
+    levels: np.ndarray | None = None  # low and high count by channel, (2, C), where `crops.normalize` takes the image's
 
     def cut(
         self, preprocess: Preprocess, xy: np.ndarray, cells: np.ndarray, out: np.ndarray | None = None
@@ -92,15 +98,16 @@ def read_source(study: Study, row: Mapping[str, str], *, strict: bool = False) -
         if strict:
             raise
         return str(error)
+    levels = study.preprocess.own_levels(image)
     if not study.crops.mask:
-        return SiteSource(image)
+        return SiteSource(image, levels=levels)
     labels = read_labels(study, row)
     if labels.shape != image.shape[:2]:
         shapes = [size_text(one.shape) for one in (labels, image)]
         raise InputError(
             f"{label_path(study, row)}: {shapes[0]} pixels, the image has {shapes[1]}; run `deepprofile locate` again"
         )
-    return SiteSource(image, labels)
+    return SiteSource(image, labels, levels)
 
 
 def site_name(row: Mapping[str, str]) -> str:

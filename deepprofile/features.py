@@ -311,7 +311,7 @@ def _batches(
             while len(xy):
                 n = min(len(xy), size - filled)
                 cut = site.cut(preprocess, xy[:n], numbers[:n])
-                crops[filled : filled + n] = preprocess.scale(cut, source.levels, source.image_type(site.image))
+                crops[filled : filled + n] = source.scale(preprocess, site, cut)
                 rows.append((well, n))
                 xy, numbers, filled = xy[n:], numbers[n:], filled + n
                 if filled == size:
