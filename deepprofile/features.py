@@ -50,6 +50,8 @@ class Extractor:
         float32 (n, H, W, C) to whatever.
     layer : str
         Its output, averaged over the image where it is one, becomes the features.
+    channels : (H, W, C), optional
+        The shape of crops whose channels `model`, which has three, sees one by one; see `deepprofile.repeat`.
 
     Raises
     ------
@@ -59,11 +61,13 @@ class Extractor:
 
     model: "keras.Model"
     layer: str = "features"
+    channels: tuple[int, int, int] | None = None
 
     def __post_init__(self) -> None:
         import keras
 
         from deepprofile.networks import jit_compile
+        from deepprofile.repeat import see_each_channel
 
         known = [layer.name for layer in self.model.layers]
         if self.layer not in known:
@@ -72,8 +76,10 @@ class Extractor:
         if len(output.shape) == 4:
             output = keras.layers.GlobalAveragePooling2D(dtype="float32", name="pooled")(output)
         self._network = keras.Model(self.model.input, output)
+        if self.channels is not None:
+            self._network = see_each_channel(self._network, self.channels)
         self._network.compile(jit_compile=jit_compile())
-        self.width = int(output.shape[-1])
+        self.width = int(self._network.output_shape[-1])
 
     def __call__(self, crops: np.ndarray) -> np.ndarray:
         """float32 (batch, H, W, C) to float32 (batch, width)."""
@@ -167,21 +173,26 @@ def load_extractor(study: Study) -> tuple[Extractor, dict[str, Any]]:
 
     from deepprofile.networks import GROUP, build_network, weights_hash
     from deepprofile.registry import load, package
+    from deepprofile.repeat import COLOURS, see_minus_one_to_one
 
     chosen, preprocess = study.profile, study.preprocess
     weights = study.weights
     trained = None if weights is None else trained_card(Path(weights))
     if trained is not None:
         require_as_trained(study, trained, str(weights))
-    size = (preprocess.size, preprocess.size)
+    repeat = chosen.mode == "repeat_channel"
+    size, channels = (chosen.input_size, COLOURS) if repeat else (preprocess.size, len(preprocess.channels))
     model = build_network(
-        chosen.network, channels=len(preprocess.channels), size=size, weights=weights, seed=study.seed, **chosen.options
+        chosen.network, channels=channels, size=(size, size), weights=weights, seed=study.seed, **chosen.options
     )
+    if repeat and not str(weights).endswith((".keras", ".weights.h5")):  # which were saved with what they are to see
+        see_minus_one_to_one(model)
     if weights is None:
         log.warning(
             "profile: profile.weights is none: %s is untrained, a baseline rather than a result", chosen.network
         )
-    extractor = Extractor(model, chosen.layer)
+    crops = (preprocess.size, preprocess.size, len(preprocess.channels))
+    extractor = Extractor(model, chosen.layer, crops if repeat else None)
     build = load(GROUP, chosen.network)
     card = {
         "model": chosen.name,
@@ -196,6 +207,7 @@ def load_extractor(study: Study) -> tuple[Extractor, dict[str, Any]]:
         "width": extractor.width,
         "preprocess": json.loads(preprocess.model_dump_json()),
         "illumination": study.correction,
+        **_mode(study),
         "runtime": f"keras-{keras.backend.backend()} float32",
         "versions": {"keras": keras.__version__, "python": platform.python_version()},
     }
@@ -229,6 +241,11 @@ def require_as_trained(study: Study, card: dict[str, Any], weights: str) -> None
             f"{weights} was trained on the channels {', '.join(found['channels'])}, in this order; study.yaml has "
             f"{', '.join(wanted['channels'])}: write `channels` in that order and with those names"
         )
+    if study.profile.mode == "repeat_channel":
+        raise InputError(
+            f"{weights} was trained on {', '.join(found['channels'])} together; repeat_channel is for networks of "
+            "pictures in red, green and blue: set profile.mode to multi_channel"
+        )
     found, wanted = found | {"illumination": card["illumination"]}, wanted | {"illumination": study.correction}
     if not card.get("same_as_profiling", True):  # then the size alone has to be that of the training
         found, wanted = {"size": found["size"]}, {"size": wanted["size"]}
@@ -241,7 +258,12 @@ def feature_settings(study: Study) -> dict[str, Any]:
     chosen = study.profile
     preprocess = json.loads(study.preprocess.model_dump_json())
     settings = {"network": chosen.network, "options": chosen.options, "layer": chosen.layer, "preprocess": preprocess}
-    return settings | {"illumination": study.correction}
+    return settings | {"illumination": study.correction} | _mode(study)
+
+
+def _mode(study: Study) -> dict[str, Any]:
+    """How the network sees the channels of a crop, where it is not all at once."""
+    return study.profile.model_dump(include={"mode", "input_size"}) if study.profile.mode == "repeat_channel" else {}
 
 
 def plate_features(study: Study, plate: str) -> PlateTable:

@@ -258,10 +258,24 @@ class ProfileModel(Section):
     options: dict[str, Any] = {}  # passed on to the network
     layer: str = "features"
     batch: int = Field(64, ge=1, le=4096)  # cells a batch
+    mode: Literal["multi_channel", "repeat_channel"] = (
+        "multi_channel"  # repeat: a network of colours, channel by channel
+    )
+    input_size: int = Field(224, ge=32, le=2048)  # of repeat_channel: side that each channel is resized to, px
+    files: str | None = None  # instead: DeepProfiler's features, such as "features/{plate}/{well}/{site}.npz"
+
+    @model_validator(mode="after")
+    def _keys_of_a_mode(self) -> "ProfileModel":
+        if "input_size" in self.model_fields_set and self.mode == "multi_channel":
+            raise ValueError("input_size: multi_channel takes crops as they are; leave it out, or set mode")
+        return self
 
     @property
     def name(self) -> str:
-        return safe_name(self.model or f"{self.network}_{_weights_name(self.weights or 'untrained')}")
+        if self.files is not None and self.model is None:
+            return "deepprofiler"
+        mode = "_repeat" if self.mode == "repeat_channel" else ""
+        return safe_name(self.model or f"{self.network}_{_weights_name(self.weights or 'untrained')}{mode}")
 
 
 class Profiles(Section):

@@ -103,12 +103,10 @@ def two_wells(located_once, tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("mode", "border", "normalize", "mask"),
-    list(
-        itertools.product(
+    [
+        *itertools.product(
             ["slice", "interpolate"], ["zero", "reflect", "drop"], ["plate_control", "minmax", "none"], [False, True]
-        )
-    )
-    + [
+        ),
         ("slice", "zero", "percentile", False),
         ("interpolate", "reflect", "percentile", True),
         ("interpolate", "zero", "legacy_over_max", True),
@@ -154,9 +152,7 @@ def assert_as_profiled(root, monkeypatch, crops, **light):
     rows = np.random.default_rng(0).permutation(len(counts))[:9]
     np.testing.assert_array_equal(counts.network_input(rows), expected[rows])
     if crops["normalize"] == "zscore":
-        with pytest.raises(
-            InputError, match=r"zscore has no limits, and 8 bits hold 0 to 1; set export\.depth to orig"
-        ):
+        with pytest.raises(InputError, match=r"zscore has no limits, and 8 bits hold 0 to 1; set export\.depth"):
             exported(root, crops=crops, export={"depth": "uint8"}, **light)
         return
     _, eight = exported(root, crops=crops, export={"depth": "uint8", "compression": "none"}, **light)
