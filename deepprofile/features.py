@@ -127,7 +127,8 @@ def profile_cells(study: Study, *, strict: bool = False) -> Done:
     """Write features/MODEL/PLATE/cells.parquet: a row per cell with its key, centre, QC columns and `features`.
 
     Wells that are current are left alone. A site that cannot be read is left out and reported. Memory holds a few
-    images and batches and the features of the wells in work, whatever the number of sites.
+    images and batches and the features of the wells in work, whatever the number of sites. With `profile.files` the
+    features are read, not made; see `deepprofile.deepprofiler_npz.import_features`.
 
     Raises
     ------
@@ -135,6 +136,10 @@ def profile_cells(study: Study, *, strict: bool = False) -> Done:
         The locations or intensities are not made, the network or its weights cannot be had; with `strict`, also the
         first bad site.
     """
+    if study.profile.files is not None:
+        from deepprofile.deepprofiler_npz import import_features
+
+        return import_features(study, strict=strict)
     index = load_index(study)
     extractor, card = load_extractor(study)
     settings = feature_settings(study) | {name: card[name] for name in ("weights_hash", "runtime")}
@@ -171,6 +176,7 @@ def load_extractor(study: Study) -> tuple[Extractor, dict[str, Any]]:
     """The network of `study`, ready to extract, and its model card: all that makes two sets of features comparable."""
     import keras
 
+    from deepprofile.deepprofiler_weights import require_channels
     from deepprofile.networks import GROUP, build_network, weights_hash
     from deepprofile.registry import load, package
     from deepprofile.repeat import COLOURS, see_minus_one_to_one
@@ -180,6 +186,8 @@ def load_extractor(study: Study) -> tuple[Extractor, dict[str, Any]]:
     trained = None if weights is None else trained_card(Path(weights))
     if trained is not None:
         require_as_trained(study, trained, str(weights))
+    elif isinstance(weights, Path) and chosen.mode == "multi_channel":
+        require_channels(study, weights)
     repeat = chosen.mode == "repeat_channel"
     size, channels = (chosen.input_size, COLOURS) if repeat else (preprocess.size, len(preprocess.channels))
     model = build_network(
@@ -235,12 +243,10 @@ def require_as_trained(study: Study, card: dict[str, Any], weights: str) -> None
     InputError
         It says what differs and how to mend it.
     """
+    from deepprofile.deepprofiler_weights import require_order
+
     found, wanted = card["preprocess"], json.loads(study.preprocess.model_dump_json())
-    if found["channels"] != wanted["channels"]:
-        raise InputError(
-            f"{weights} was trained on the channels {', '.join(found['channels'])}, in this order; study.yaml has "
-            f"{', '.join(wanted['channels'])}: write `channels` in that order and with those names"
-        )
+    require_order(weights, found["channels"], wanted["channels"])
     if study.profile.mode == "repeat_channel":
         raise InputError(
             f"{weights} was trained on {', '.join(found['channels'])} together; repeat_channel is for networks of "
@@ -256,6 +262,8 @@ def require_as_trained(study: Study, card: dict[str, Any], weights: str) -> None
 def feature_settings(study: Study) -> dict[str, Any]:
     """What study.yaml says about features; the weights and the runtime are known once the network is built."""
     chosen = study.profile
+    if chosen.files is not None:
+        return {"files": chosen.files} | _mode(study)
     preprocess = json.loads(study.preprocess.model_dump_json())
     settings = {"network": chosen.network, "options": chosen.options, "layer": chosen.layer, "preprocess": preprocess}
     return settings | {"illumination": study.correction} | _mode(study)

@@ -23,6 +23,11 @@ def run_study(study: Study, *, strict: bool = False) -> Iterator[Done]:
     """
     with study.writing():
         write_index(study, load_index(study, tell=True))
+        if study.profile.files is not None:  # the features are made, so no image is needed
+            yield profile_cells(study, strict=strict)
+            for step in (aggregate_wells, spherize_wells, consensus_profiles, score_profiles):
+                yield step(study)
+            return
         light = study.illumination
         if study.crops.normalize == "plate_control" or light.method != "none" or light.qc:
             yield measure_intensities(study, strict=strict)

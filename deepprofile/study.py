@@ -258,14 +258,15 @@ class ProfileModel(Section):
     options: dict[str, Any] = {}  # passed on to the network
     layer: str = "features"
     batch: int = Field(64, ge=1, le=4096)  # cells a batch
-    mode: Literal["multi_channel", "repeat_channel"] = (
-        "multi_channel"  # repeat: a network of colours, channel by channel
-    )
+    # repeat_channel: a network of colours sees one channel after the other
+    mode: Literal["multi_channel", "repeat_channel"] = "multi_channel"
     input_size: int = Field(224, ge=32, le=2048)  # of repeat_channel: side that each channel is resized to, px
     files: str | None = None  # instead: DeepProfiler's features, such as "features/{plate}/{well}/{site}.npz"
 
     @model_validator(mode="after")
     def _keys_of_a_mode(self) -> "ProfileModel":
+        if self.files is not None and self.weights is not None:
+            raise ValueError("files holds features that are made; leave weights out, or files to make them")
         if "input_size" in self.model_fields_set and self.mode == "multi_channel":
             raise ValueError("input_size: multi_channel takes crops as they are; leave it out, or set mode")
         return self
