@@ -14,6 +14,7 @@ from deepprofile.images import size_text
 from deepprofile.index import sites_by_well
 from deepprofile.intensities import plate_correction, read_levels
 from deepprofile.locations import label_path, location_settings, plate_locations, read_labels
+from deepprofile.outlines import regions_of
 from deepprofile.preprocess import Preprocess
 from deepprofile.sites import image_fingerprint, site_image, site_rows
 from deepprofile.study import Study
@@ -54,12 +55,28 @@ class SiteSource:
     image: np.ndarray  # (H, W, C)
     labels: np.ndarray | None = None  # int32 (H, W)
     levels: np.ndarray | None = None  # low and high count by channel, (2, C), where `crops.normalize` takes the image's
+    outlined: bool = False  # labels are numbered regions between lines, not cells
 
     def cut(
         self, preprocess: Preprocess, xy: np.ndarray, cells: np.ndarray, out: np.ndarray | None = None
     ) -> np.ndarray:
-        """Crops of the cells at `xy` (n, 2), px, whose Metadata_Cell is `cells` (n,); see `Preprocess.cut`."""
-        return preprocess.cut(self.image, xy, self.labels, cells + 1, out)
+        """Crops of the cells at `xy` (n, 2), px, whose Metadata_Cell is `cells` (n,); see `Preprocess.cut`.
+
+        With `locate.outlines` they are masked as DeepProfiler does it, by `masks`.
+        """
+        if not (preprocess.mask and self.outlined):
+            return preprocess.cut(self.image, xy, self.labels, cells + 1, out)
+        whole = preprocess.model_copy(update={"mask": False})
+        crops = whole.cut(self.image, xy, out=out)
+        crops[~self.masks(whole, xy, cells)] = 0
+        return crops
+
+    def masks(self, whole: Preprocess, xy: np.ndarray, cells: np.ndarray) -> np.ndarray:
+        """Where a crop shows its own cell: labels are cut as the image is, so that of interpolated ones those count
+        that have no other beside them; bool (n, size, size). `whole` is a Preprocess without a mask."""
+        assert self.labels is not None, "masks need the labels"
+        own = regions_of(self.labels, xy) if self.outlined else cells + 1
+        return whole.cut(self.labels[..., None], xy)[..., 0] == own[:, None, None]
 
 
 def open_source(study: Study, index: pd.DataFrame, plate: str) -> CropSource:
@@ -107,7 +124,7 @@ def read_source(study: Study, row: Mapping[str, str], *, strict: bool = False) -
         raise InputError(
             f"{label_path(study, row)}: {shapes[0]} pixels, the image has {shapes[1]}; run `deepprofile locate` again"
         )
-    return SiteSource(image, labels, levels)
+    return SiteSource(image, labels, levels, study.locate.outlines is not None)
 
 
 def site_name(row: Mapping[str, str]) -> str:

@@ -4,6 +4,7 @@ import io
 import json
 import math
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -66,7 +67,7 @@ def read_npz(path: str | Path) -> SiteFeatures:
             }
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (zipfile.BadZipFile, zipfile.zlib.error, EOFError, OSError, ValueError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path}: not a .npz file, or damaged ({error}); make or copy it again") from None
@@ -91,9 +92,11 @@ def read_npz(path: str | Path) -> SiteFeatures:
 
 def write_npz(path: Path, found: SiteFeatures) -> None:
     """Write one feature file as DeepProfiler does: compressed, the metadata as a pickled dict."""
+    arrays: dict[str, Any] = {"features": found.features, "metadata": np.array(found.metadata, object)}
+    if found.locations is not None:
+        arrays["locations"] = found.locations
     with path.open("wb") as file:
-        locations = {} if found.locations is None else {"locations": found.locations}
-        np.savez_compressed(file, features=found.features, metadata=np.array(found.metadata, object), **locations)
+        np.savez_compressed(file, **arrays)
 
 
 def export_npz(study: Study, folder: Path, layout: Literal["site", "granular"] = "granular") -> Done:
@@ -164,14 +167,18 @@ def import_features(study: Study, *, strict: bool = False) -> Done:
         for plate, table in tables.items():
             for change in table.manifest.expect(settings):
                 log.info("profile: plate %s: %s: it runs again", plate, change)
-            for well, rows in sites[plate].items():
-                key = table.manifest.key(fingerprint([files.path(row) for row in site_rows(rows)], study.root))
+            for well, here in sites[plate].items():
+                key = table.manifest.key(fingerprint([files.path(row) for row in site_rows(here)], study.root))
                 part = table.manifest.parts.get(well)
                 if not table.manifest.is_current(well, key) or (strict and part and part.skipped):
                     todo.append((plate, well, key))
             advance(sum(len(rows) for rows in sites[plate].values()))
-        had = [row for p, w, _ in todo if w in (parts := tables[p].manifest.parts) and parts[w].rows
-               for row in site_rows(sites[p][w])]  # fmt: skip
+        had = [
+            row
+            for plate, well, _ in todo
+            if well in tables[plate].manifest.parts and tables[plate].manifest.parts[well].rows
+            for row in site_rows(sites[plate][well])
+        ]
         keep_earlier(f"the features in {study.features}", had, files.refusal)
 
         def read(one: tuple[str, str, str]) -> tuple[pa.Table, list[tuple[str, str]]]:
@@ -182,10 +189,12 @@ def import_features(study: Study, *, strict: bool = False) -> Done:
                 tables[plate].write(well, key, cells, skipped)
         for plate, table in tables.items():
             table.finish(sites[plate])
-    parts = [part for table in tables.values() for part in table.manifest.parts.values()]
-    left_out = tuple(row for part in parts for row in part.skipped)
-    rows_read, unit = sum(part.rows for part in parts), f"cells x {first['width']} features"
-    return Done("profile", len(todo), len(parts) - len(todo), rows_read, unit, left_out)
+    done_parts = [part for table in tables.values() for part in table.manifest.parts.values()]
+    left_out = tuple(row for part in done_parts for row in part.skipped)
+    unit = f"cells x {first['width']} features"
+    return Done(
+        "profile", len(todo), len(done_parts) - len(todo), sum(part.rows for part in done_parts), unit, left_out
+    )
 
 
 class _Files:
@@ -199,10 +208,9 @@ class _Files:
     def path(self, row: Mapping[str, str]) -> Path:
         """The file of one row of the index; of well A1 or a01, or of site 1 for 01, where there is that one alone."""
         sites = [row[SITE], *([str(int(row[SITE]))] if row[SITE].isdecimal() else [])]
-        names = [
-            self.template.format(plate=quote(row[PLATE]), well=quote(well), site=quote(site))
-            for well, site, quote in product(well_spellings(row[WELL]), sites, (str, safe_name))
-        ]
+        keys = [{"plate": row[PLATE], "well": w, "site": s} for w, s in product(well_spellings(row[WELL]), sites)]
+        keys += [{name: safe_name(value) for name, value in key.items()} for key in keys]
+        names = dict.fromkeys(self.template.format(**key) for key in keys)
         paths = [self.study.path(name) for name in names]
         return next((path for path in paths if path.is_file()), paths[0])
 
@@ -244,7 +252,8 @@ class _Files:
         self, rows: list[dict[str, str]], card: Mapping[str, Any], strict: bool
     ) -> tuple[pa.Table, list[tuple[str, str]]]:
         """The cells of one well and what is left out of it."""
-        width, tables, skipped = int(card["width"]), [], []
+        width, tables = int(card["width"]), []
+        skipped: list[tuple[str, str]] = []
         for row in rows:
             path = self.path(row)
             try:
@@ -317,7 +326,7 @@ def _write_well(
             continue
         path = place / LAYOUTS[layout].format(well=safe_name(row[WELL]), site=safe_name(row[SITE]))
         path.parent.mkdir(exist_ok=True)
-        features = np.stack(here["features"].to_numpy()).astype(np.float32)
+        features = np.stack(here["features"].tolist()).astype(np.float32)
         write_npz(path, SiteFeatures(features, here[[X, Y]].to_numpy(np.float64), about))
         written += 1
     return written
@@ -331,8 +340,10 @@ def _read_array(file: zipfile.ZipFile, member: zipfile.ZipInfo, what: str) -> np
         )
     data = file.read(member)
     stream = io.BytesIO(data)
-    header = np.lib.format.read_array_header_2_0 if np.lib.format.read_magic(stream)[0] > 1 else None
-    shape, fortran, dtype = (header or np.lib.format.read_array_header_1_0)(stream)
+    if np.lib.format.read_magic(stream) == (1, 0):
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+    else:
+        shape, fortran, dtype = np.lib.format.read_array_header_2_0(stream)
     rest = len(data) - stream.tell()
     if dtype.hasobject:
         found = read_plain(data[stream.tell() :], what)

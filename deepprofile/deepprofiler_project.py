@@ -131,8 +131,7 @@ def init_deepprofiler(
     crops = settings.number("dataset.locations.box_size")
     if settings.get("dataset.locations.mode", "single_cells") != "single_cells":
         notes.append("dataset.locations.mode: views of whole images have no counterpart; cells are cut out instead")
-    if settings.get("dataset.locations.mask_objects", False):
-        notes.append("dataset.locations.mask_objects: the neighbours of a cell were masked; here crops show them")
+    masked = _outlines(settings, root, folder, notes)
     light = [
         settings.number(f"prepare.illumination_correction.{n}", None)
         for n in ("down_scale_factor", "median_filter_size")
@@ -163,6 +162,7 @@ def init_deepprofiler(
         "",
         "locate:",
         f"  files: {quoted(relative(locations, folder) + '/' + template)}",
+        *masked,
         "",
         "crops:",
         f"  size: {crops}",
@@ -171,6 +171,7 @@ def init_deepprofiler(
         "  # what DeepProfiler did: legacy_over_max from September 2021 to August 2024, so for Cell Painting CNN;",
         "  # minmax since then; zscore before. All lose intensity, which plate_control keeps",
         f"  normalize: {normalize}",
+        *(["  mask: true  # pixels of other regions between the outlines are 0"] if masked else []),
         "",
         *profile,
         *_made_features(root, folder),
@@ -434,6 +435,22 @@ def _profile(settings: _Settings, root: Path, channels: list[str], notes: list[s
         side = settings.number("profile.use_pretrained_input_size", None) or 224
         lines += ["  mode: repeat_channel  # the network sees each channel by itself", f"  input_size: {side}"]
     return lines
+
+
+def _outlines(settings: _Settings, root: Path, folder: Path, notes: list[str]) -> list[str]:
+    """What masks the cells, as lines of `locate`; none where the project does not mask them."""
+    masks, named = settings.get("dataset.locations.mask_objects", False), settings.get("prepare.outlines")
+    if not masks:
+        return []
+    table = _folder(settings, root, "metadata", "inputs/metadata") / "outlines.csv"
+    if not named or not table.is_file():
+        notes.append(
+            f"dataset.locations.mask_objects: no outlines (prepare.outlines, {table}), without which DeepProfiler "
+            "stops; here crops show the neighbours of a cell"
+        )
+        return []
+    where = f"table: {quoted(relative(table, folder))}, root: {quoted(relative(root / 'inputs' / 'outlines', folder))}"
+    return [f"  outlines: {{{where}}}", "  labels: true"]
 
 
 def _made_features(root: Path, folder: Path) -> Iterator[str]:

@@ -106,6 +106,13 @@ class Columns(Section):
     batch: str | None = None
 
 
+class Outlines(Section):
+    """The `locate.outlines` section: images of lines that part the cells, as DeepProfiler's projects have them."""
+
+    table: str  # with Metadata_Plate, _Well, _Site and Outlines, an image
+    root: str  # the folder where the paths of the images start
+
+
 class Locate(Section):
     """The `locate` section: a locator plugin that finds the cells, or files that hold their centres."""
 
@@ -117,6 +124,7 @@ class Locate(Section):
     x: str | None = None  # its columns, where they have no usual name
     y: str | None = None
     labels: bool = False  # keep the label image of each site
+    outlines: Outlines | None = None  # makes label images for centres that are in tables
 
     @model_validator(mode="after")
     def _known_files(self) -> "Locate":
@@ -126,8 +134,10 @@ class Locate(Section):
             suffixes = (*LOCATION_TABLES, *LOCATION_DATABASES, *LOCATION_LABELS)
             if not self.files.lower().endswith(suffixes):
                 raise ValueError(f"files {self.files!r}: the suffix must be one of {', '.join(suffixes)}")
-            if self.labels and not self.files.lower().endswith(LOCATION_LABELS):
+            if self.labels and not self.outlines and not self.files.lower().endswith(LOCATION_LABELS):
                 raise ValueError(f"labels: {self.files!r} holds centres; label images are {', '.join(LOCATION_LABELS)}")
+        if self.outlines is not None and (self.files is None or self.files.lower().endswith(LOCATION_LABELS)):
+            raise ValueError("outlines part cells whose centres are in tables: give files, such as a .csv a site")
         return self
 
 

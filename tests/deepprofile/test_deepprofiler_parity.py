@@ -5,11 +5,13 @@ Read, boxes in units of the image, ``tf.image.crop_and_resize``, stretch of each
 
 import json
 
+import cv2
 import h5py
 import keras
 import numpy as np
 import pandas as pd
 import pytest
+import skimage.measure
 import tifffile
 
 from cytominer_tools.errors import InputError
@@ -97,8 +99,8 @@ def imagenet(tmp_path_factory):
     return path, network
 
 
-def project(root, bits=16, channels=CELL_PAINTING_CNN, **profile):
-    """A project of two sites."""
+def project(root, bits=16, channels=CELL_PAINTING_CNN, masked=False, **profile):
+    """A project of two sites; their cells lie in squares of 40 px, between lines."""
     rng, rows = np.random.default_rng(bits), []
     for well, centres in CENTRES.items():
         row = {"Metadata_Plate": "P1", "Metadata_Well": well, "Metadata_Site": 1, "Treatment": "DMSO"}
@@ -118,18 +120,27 @@ def project(root, bits=16, channels=CELL_PAINTING_CNN, **profile):
     for folder in ("config", "metadata"):
         (root / "inputs" / folder).mkdir(exist_ok=True)
     pd.DataFrame(rows).to_csv(root / "inputs/metadata/index.csv", index=False)
-    write_config(root, channels, **profile)
+    if masked:
+        lines = np.zeros((HEIGHT, WIDTH), np.uint8)
+        lines[::40] = lines[:, ::40] = 1
+        for row in rows:
+            row["Outlines"] = f"P1/{row['Metadata_Well']}.png"
+            (root / "inputs/outlines/P1").mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(root / "inputs/outlines" / row["Outlines"]), lines)
+        columns = ["Metadata_Plate", "Metadata_Well", "Metadata_Site", "Outlines"]
+        pd.DataFrame(rows)[columns].to_csv(root / "inputs/metadata/outlines.csv", index=False)
+    write_config(root, channels, masked=masked, **profile)
     return root
 
 
-def write_config(root, channels=CELL_PAINTING_CNN, generator="sampled_crop_generator", **profile):
+def write_config(root, channels=CELL_PAINTING_CNN, generator="sampled_crop_generator", masked=False, **profile):
     config = {
         "dataset": {
             "metadata": {"label_field": "Treatment", "control_value": "DMSO"},
             "images": {"channels": list(channels), "file_format": "tif", "bits": 16, "width": WIDTH, "height": HEIGHT},
-            "locations": {"mode": "single_cells", "box_size": BOX, "mask_objects": False},
+            "locations": {"mode": "single_cells", "box_size": BOX, "mask_objects": masked},
         },
-        "prepare": {"compression": {"implement": False}},
+        "prepare": {"compression": {"implement": False}, "outlines": "outlines.csv" if masked else ""},
         "train": {
             "partition": {"targets": ["Treatment"]},
             "model": {"name": "efficientnet", "crop_generator": generator, "params": {"conv_blocks": 0}},
@@ -140,13 +151,23 @@ def write_config(root, channels=CELL_PAINTING_CNN, generator="sampled_crop_gener
 
 
 # --- their pipeline
-def their_crops(root, well, stretch):
+def their_crops(root, well, stretch, masked=False):
     planes = [tifffile.imread(root / f"inputs/images/P1/{well}_{name}.tif") for name in CELL_PAINTING_CNN]
     image = np.stack(planes, axis=-1).astype(np.float32)
     x, y = np.array(CENTRES[well], np.float64).T
     half = BOX / 2
     edges = np.stack([(y - half) / HEIGHT, (x - half) / WIDTH, (y + half) / HEIGHT, (x + half) / WIDTH], axis=1)
     crops = tf.image.crop_and_resize(image[None], edges.astype(np.float32), np.zeros(len(x), int), (BOX, BOX)).numpy()
+    if masked:
+        lines = cv2.imread(str(root / f"inputs/outlines/P1/{well}.png"), cv2.IMREAD_UNCHANGED)
+        labels = skimage.measure.label(lines, background=1)
+        own = []
+        for column, row in zip(x.astype(int), y.astype(int), strict=True):
+            own.append(np.median(labels[max(row - 5, 0) : row + 5, max(column - 5, 0) : column + 5]))
+        cut = tf.image.crop_and_resize(
+            labels[None, ..., None].astype(np.float32), edges.astype(np.float32), np.zeros(len(x), int), (BOX, BOX)
+        ).numpy()
+        crops = crops * (cut == np.array(own, int)[:, None, None, None])
     low, high = crops.min(axis=(1, 2), keepdims=True), crops.max(axis=(1, 2), keepdims=True)
     if stretch == "legacy_over_max":
         return (crops - low) / high
@@ -203,8 +224,8 @@ def with_checkpoint(root, path):
     ("bits", "stretch", "layer", "width"),
     [
         (16, "legacy_over_max", "block6a_activation", 672),
-        (8, "minmax", "pool5", 1280),
-        (16, "zscore", "top_activation", 1280),
+        pytest.param(8, "minmax", "pool5", 1280, marks=pytest.mark.slow),
+        pytest.param(16, "zscore", "block6a_activation", 672, marks=pytest.mark.slow),
     ],
 )
 def test_features_of_cell_painting_cnn(tmp_path, cpcnn, bits, stretch, layer, width):
@@ -221,7 +242,9 @@ def test_features_of_cell_painting_cnn(tmp_path, cpcnn, bits, stretch, layer, wi
     assert card["preprocess"]["channels"] == list(CELL_PAINTING_CNN)
 
 
-@pytest.mark.parametrize(("layer", "width"), [("avg_pool", 5 * 1280), ("block6a_activation", 5 * 672)])
+@pytest.mark.parametrize(
+    ("layer", "width"), [("avg_pool", 5 * 1280), pytest.param("block6a_activation", 5 * 672, marks=pytest.mark.slow)]
+)
 def test_features_of_imagenet_channel_by_channel(tmp_path, imagenet, monkeypatch, layer, width):
     from keras.src.applications import efficientnet
 
@@ -236,6 +259,22 @@ def test_features_of_imagenet_channel_by_channel(tmp_path, imagenet, monkeypatch
     theirs = "pool5" if layer == "avg_pool" else layer
     as_theirs(study, lambda well: their_channels(network, theirs, their_crops(root, well, "legacy_over_max")))
     assert json.loads((study.features / "card.json").read_text())["width"] == width
+
+
+def test_masked_cells_are_masked_as_there(tmp_path, cpcnn):
+    path, network = cpcnn
+    root = project(tmp_path / "dp", masked=True)
+    with_checkpoint(root, path)
+    study = read_study(init_deepprofiler(tmp_path / "study", root).path)
+    assert (study.crops.mask, study.locate.labels) == (True, True)
+    crops = their_crops(root, "A01", "legacy_over_max", masked=True)
+    assert ((crops > 0).sum(axis=(1, 2)) < 41**2).all()
+    assert ((crops > 0).sum(axis=(1, 2)) > 400).all()
+
+    def theirs(well):
+        return their_features(network, "block6a_activation", their_crops(root, well, "legacy_over_max", masked=True))
+
+    as_theirs(study, theirs)
 
 
 # --- the checkpoint
