@@ -13,6 +13,7 @@ from cytominer_tools.files import safe_name
 from cytominer_tools.queries import select
 from deepprofile.crop_selection import read_treatments
 from deepprofile.deepprofiler_weights import require_channels
+from deepprofile.export import EIGHT_BITS
 from deepprofile.images import read_image
 from deepprofile.index import other_machine, read_index
 from deepprofile.labels import make_labels
@@ -73,6 +74,8 @@ def _plugins(study: Study) -> Iterator[Problem]:
 def _exported(study: Study) -> Iterator[Problem]:
     if study.crops.mask and not study.locate.labels:
         yield Problem("study.yaml crops.mask", "it needs the label images: set locate.labels to true")
+    if study.train is not None and study.crops.normalize == "zscore" and study.export.depth == "uint8":
+        yield Problem("study.yaml export.depth", EIGHT_BITS)
     if study.export.treatments is not None and study.treatment is not None:
         try:
             read_treatments(study.path(study.export.treatments), study.treatment)
