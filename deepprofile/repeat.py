@@ -56,8 +56,9 @@ def see_each_channel(network: keras.Model, shape: tuple[int, int, int]) -> keras
     """
     crops = keras.Input(shape, name="channels")
     found = network(_Pictures(network.input_shape[1])(crops))
-    beside = [_SideBySide(shape[2])(features) for features in (found if isinstance(found, list | tuple) else [found])]
-    return keras.Model(crops, beside if isinstance(found, list | tuple) else beside[0], name=network.name)
+    several = isinstance(found, list | tuple)
+    beside = [_SideBySide(shape[2], i)(features) for i, features in enumerate(found if several else [found])]
+    return keras.Model(crops, beside if several else beside[0], name=network.name)
 
 
 def see_minus_one_to_one(model: keras.Model) -> None:
@@ -90,8 +91,8 @@ class _Pictures(keras.layers.Layer):
 class _SideBySide(keras.layers.Layer):
     """Features (C * n, F) of all channels to (n, C * F)."""
 
-    def __init__(self, channels: int) -> None:
-        super().__init__(dtype="float32")
+    def __init__(self, channels: int, number: int = 0) -> None:
+        super().__init__(name=f"side_by_side_{number}", dtype="float32")
         self.channels = channels
 
     def call(self, features: Any) -> Any:

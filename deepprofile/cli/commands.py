@@ -245,8 +245,8 @@ for _name, _module, _function, _doc in (
 @click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON.")
 def npz(study: Path, folder: Path, layout: Any, as_json: bool) -> None:
     """Write the features of STUDY into FOLDER as DeepProfiler does, a .npz a site."""
-    with _quiet_keras():
-        from deepprofile.deepprofiler_npz import export_npz
+    from deepprofile.deepprofiler_npz import export_npz
+
     _report([export_npz(_study(study), folder, layout)], as_json)
 
 

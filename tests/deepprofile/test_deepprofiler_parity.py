@@ -156,8 +156,9 @@ def their_crops(root, well, stretch, masked=False):
     image = np.stack(planes, axis=-1).astype(np.float32)
     x, y = np.array(CENTRES[well], np.float64).T
     half = BOX / 2
-    edges = np.stack([(y - half) / HEIGHT, (x - half) / WIDTH, (y + half) / HEIGHT, (x + half) / WIDTH], axis=1)
-    crops = tf.image.crop_and_resize(image[None], edges.astype(np.float32), np.zeros(len(x), int), (BOX, BOX)).numpy()
+    edges = np.stack([y - half, x - half, y + half, x + half], axis=1).astype(np.float32)
+    edges /= np.array([HEIGHT, WIDTH, HEIGHT, WIDTH], np.float32)
+    crops = tf.image.crop_and_resize(image[None], edges, np.zeros(len(x), int), (BOX, BOX)).numpy()
     if masked:
         lines = cv2.imread(str(root / f"inputs/outlines/P1/{well}.png"), cv2.IMREAD_UNCHANGED)
         labels = skimage.measure.label(lines, background=1)
@@ -165,7 +166,7 @@ def their_crops(root, well, stretch, masked=False):
         for column, row in zip(x.astype(int), y.astype(int), strict=True):
             own.append(np.median(labels[max(row - 5, 0) : row + 5, max(column - 5, 0) : column + 5]))
         cut = tf.image.crop_and_resize(
-            labels[None, ..., None].astype(np.float32), edges.astype(np.float32), np.zeros(len(x), int), (BOX, BOX)
+            labels[None, ..., None].astype(np.float32), edges, np.zeros(len(x), int), (BOX, BOX)
         ).numpy()
         crops = crops * (cut == np.array(own, int)[:, None, None, None])
     low, high = crops.min(axis=(1, 2), keepdims=True), crops.max(axis=(1, 2), keepdims=True)
@@ -225,7 +226,7 @@ def with_checkpoint(root, path):
     [
         (16, "legacy_over_max", "block6a_activation", 672),
         pytest.param(8, "minmax", "pool5", 1280, marks=pytest.mark.slow),
-        pytest.param(16, "zscore", "block6a_activation", 672, marks=pytest.mark.slow),
+        pytest.param(16, "zscore", "top_activation", 1280, marks=pytest.mark.slow),
     ],
 )
 def test_features_of_cell_painting_cnn(tmp_path, cpcnn, bits, stretch, layer, width):
