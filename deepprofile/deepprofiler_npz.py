@@ -113,11 +113,12 @@ def export_npz(study: Study, folder: Path, layout: Literal["site", "granular"] =
     """
     index, folder = load_index(study), Path(folder)
     manifest = Manifest.read(folder, STAGE)
-    if not manifest.parts and folder.is_dir() and any(not p.name.startswith(".") for p in folder.iterdir()):
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "manifest.json").exists():
         raise InputError(f"{folder}: it holds files that this command has not written; give it an empty folder")
     manifest.expect({"layout": layout, "model": study.profile.name})
     made, plates = 0, list(index[PLATE].unique())
     with study.writing(), progress(STAGE, len(index), "sites") as advance:
+        manifest.save()  # first, so that what a kill leaves is known for ours
         sweep(folder, below=False)
         for plate in plates:
             wells, table = sites_by_well(index, plate), plate_features(study, plate)
@@ -172,7 +173,7 @@ def import_features(study: Study, *, strict: bool = False) -> Done:
                 part = table.manifest.parts.get(well)
                 if not table.manifest.is_current(well, key) or (strict and part and part.skipped):
                     todo.append((plate, well, key))
-            advance(sum(len(rows) for rows in sites[plate].values()))
+        advance(len(index) - sum(len(sites[plate][well]) for plate, well, _ in todo))
         had = [
             row
             for plate, well, _ in todo
@@ -187,6 +188,7 @@ def import_features(study: Study, *, strict: bool = False) -> Done:
         with closing(map_ahead(read, todo, 2 * workers())) as done:
             for (plate, well, key), (cells, skipped) in zip(todo, done, strict=True):
                 tables[plate].write(well, key, cells, skipped)
+                advance(len(sites[plate][well]))
         for plate, table in tables.items():
             table.finish(sites[plate])
     done_parts = [part for table in tables.values() for part in table.manifest.parts.values()]

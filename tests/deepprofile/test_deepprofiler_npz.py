@@ -219,7 +219,9 @@ def test_a_kill_between_plates_and_files_of_others(done, monkeypatch):
         export_npz(done, done.root / "npz")
     assert sorted(p.name for p in (done.root / "npz").iterdir()) == ["P1", "manifest.json"]
     monkeypatch.setattr(npz, "_write_well", real)
+    (done.root / "npz/P2").mkdir()  # as a kill leaves it between the folder and its record
     assert export_npz(done, done.root / "npz").made == 1
+    assert read_npz(done.root / "npz/P2/C02/2.npz").features.shape[1] == 16
     (done.root / "theirs").mkdir()
     (done.root / "theirs/P1.npz").touch()
     with pytest.raises(
