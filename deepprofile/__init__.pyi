@@ -1,6 +1,8 @@
 from .checks import check_study as check_study
 from .crop_store import Crops as Crops
 from .deepprofiler_crops import export_png as export_png
+from .deepprofiler_npz import export_npz as export_npz
+from .deepprofiler_npz import read_npz as read_npz
 from .export import export_crops as export_crops
 from .features import profile_cells as profile_cells
 from .index import load_index as load_index

@@ -12,6 +12,8 @@ from cytominer_tools.errors import InputError
 from cytominer_tools.files import safe_name
 from cytominer_tools.queries import select
 from deepprofile.crop_selection import read_treatments
+from deepprofile.deepprofiler_weights import require_channels
+from deepprofile.export import EIGHT_BITS
 from deepprofile.images import read_image
 from deepprofile.index import other_machine, read_index
 from deepprofile.labels import make_labels
@@ -59,6 +61,11 @@ def _plugins(study: Study) -> Iterator[Problem]:
     to_come = study.train is not None and weights == study.models / safe_name(study.train.name) / "model.keras"
     if weights not in (None, "imagenet") and not to_come and not Path(weights).is_file():
         yield Problem("study.yaml profile.weights", f"{weights}: no such file")
+    elif isinstance(weights, Path) and study.profile.mode == "multi_channel":
+        try:
+            require_channels(study, weights)
+        except InputError as error:
+            yield Problem("study.yaml channels", str(error))
     init = None if study.train is None else study.train.init
     if init not in (None, "random", "imagenet") and not study.path(init).is_file():
         yield Problem("study.yaml train.init", f"{study.path(init)}: no such file")
@@ -67,6 +74,8 @@ def _plugins(study: Study) -> Iterator[Problem]:
 def _exported(study: Study) -> Iterator[Problem]:
     if study.crops.mask and not study.locate.labels:
         yield Problem("study.yaml crops.mask", "it needs the label images: set locate.labels to true")
+    if study.train is not None and study.crops.normalize == "zscore" and study.export.depth == "uint8":
+        yield Problem("study.yaml export.depth", EIGHT_BITS)
     if study.export.treatments is not None and study.treatment is not None:
         try:
             read_treatments(study.path(study.export.treatments), study.treatment)

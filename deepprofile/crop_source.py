@@ -15,6 +15,7 @@ from deepprofile.images import size_text
 from deepprofile.index import sites_by_well
 from deepprofile.intensities import plate_correction, read_levels
 from deepprofile.locations import label_path, location_settings, plate_locations, read_labels
+from deepprofile.outlines import regions_of
 from deepprofile.preprocess import Preprocess
 from deepprofile.sites import image_fingerprint, site_image, site_rows
 from deepprofile.study import Study
@@ -28,7 +29,7 @@ class CropSource:
     plate: str
     sites: dict[str, pd.DataFrame]  # rows of the index by well
     located: PlateTable
-    levels: np.ndarray | None  # low and high count by channel, (2, C), where `crops.normalize` needs them
+    levels: np.ndarray | None  # low and high count by channel, (2, C), where `crops.normalize` takes the plate's
     correction: str | None = None  # digest of the illumination functions
     uncorrected: np.dtype | None = None  # type of the images before the correction
 
@@ -38,7 +39,8 @@ class CropSource:
 
     def scale(self, preprocess: Preprocess, site: "SiteSource", crops: np.ndarray) -> np.ndarray:
         """What the network sees of `crops` (n, H, W, C), which are cut from `site`; see `Preprocess.scale`."""
-        return preprocess.scale(crops, self.levels, self.image_type(site.image))
+        levels = self.levels if site.levels is None else site.levels
+        return preprocess.scale(crops, levels, self.image_type(site.image))
 
     def inputs(self, study: Study, well: str) -> list[Any]:
         """What the crops of `well` depend on beside the settings, as JSON values."""
@@ -49,16 +51,33 @@ class CropSource:
 
 @dataclass(frozen=True)
 class SiteSource:
-    """A site as it is read: the image in counts, and with `crops.mask` its labels."""
+    """A site as it is read: the image in counts, what it is scaled by, and with `crops.mask` its labels."""
 
     image: np.ndarray  # (H, W, C)
     labels: np.ndarray | None = None  # int32 (H, W)
+    levels: np.ndarray | None = None  # low and high count by channel, (2, C), where `crops.normalize` takes the image's
+    outlined: bool = False  # labels are numbered regions between lines, not cells
 
     def cut(
         self, preprocess: Preprocess, xy: np.ndarray, cells: np.ndarray, out: np.ndarray | None = None
     ) -> np.ndarray:
-        """Crops of the cells at `xy` (n, 2), px, whose Metadata_Cell is `cells` (n,); see `Preprocess.cut`."""
-        return preprocess.cut(self.image, xy, self.labels, cells + 1, out)
+        """Crops of the cells at `xy` (n, 2), px, whose Metadata_Cell is `cells` (n,); see `Preprocess.cut`.
+
+        With `locate.outlines` they are masked as DeepProfiler does it, by `masks`.
+        """
+        if not (preprocess.mask and self.outlined):
+            return preprocess.cut(self.image, xy, self.labels, cells + 1, out)
+        whole = preprocess.model_copy(update={"mask": False})
+        crops = whole.cut(self.image, xy, out=out)
+        crops[~self.masks(whole, xy, cells)] = 0
+        return crops
+
+    def masks(self, whole: Preprocess, xy: np.ndarray, cells: np.ndarray) -> np.ndarray:
+        """Where a crop shows its own cell: labels are cut as the image is, so that of interpolated ones those count
+        that have no other beside them; bool (n, size, size). `whole` is a Preprocess without a mask."""
+        assert self.labels is not None, "masks need the labels"
+        own = regions_of(self.labels, xy) if self.outlined else cells + 1
+        return whole.cut(self.labels[..., None], xy)[..., 0] == own[:, None, None]
 
 
 def open_source(study: Study, index: pd.DataFrame, plate: str, *, located: bool = True) -> CropSource:
@@ -100,15 +119,16 @@ def read_source(study: Study, row: Mapping[str, str], *, strict: bool = False) -
         if strict:
             raise
         return str(error)
+    levels = study.preprocess.own_levels(image)
     if not study.crops.mask:
-        return SiteSource(image)
+        return SiteSource(image, levels=levels)
     labels = read_labels(study, row)
     if labels.shape != image.shape[:2]:
         shapes = [size_text(one.shape) for one in (labels, image)]
         raise InputError(
             f"{label_path(study, row)}: {shapes[0]} pixels, the image has {shapes[1]}; run `deepprofile locate` again"
         )
-    return SiteSource(image, labels)
+    return SiteSource(image, labels, levels, study.locate.outlines is not None)
 
 
 def require_same_crops(

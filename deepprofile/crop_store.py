@@ -34,6 +34,8 @@ SITES = "sites.parquet"
 MEND = "run `deepprofile export` again"
 # columns beside those of the cells
 CROP, FILE, OFFSET, LENGTH, IMAGE_TYPE = "crop", "file", "offset", "length", "image_type"
+LEVELS = "levels"  # of the image that a crop is from, where crops are scaled by them
+_INNER = {FILE, OFFSET, LENGTH, IMAGE_TYPE, LEVELS}  # what the table of a store does not show
 _KEY = "key"  # of a well's part, in SITES
 ONE_TYPE = "with export.depth original all must be of one type: set it to uint8, or convert the images"
 _END = b"ARROW1"  # of an Arrow file
@@ -101,10 +103,9 @@ class Crops:
         self._files = _Files(self.path)
         types, self._type_of = _codes(cells[IMAGE_TYPE])
         self._types = [np.dtype(name) for name in types]
-        self._levels = [None if one["levels"] is None else np.asarray(one["levels"], np.float32) for one in about]
-        self._plate_of = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
+        self._levels = _levels(tables, about)
         self._rows = np.arange(len(cells))
-        self.table = with_metadata(cells.drop_columns([FILE, OFFSET, LENGTH, IMAGE_TYPE]).to_pandas(), sites)
+        self.table = with_metadata(cells.drop_columns(list(_INNER & {*cells.column_names})).to_pandas(), sites)
         self.preprocess = Preprocess.model_validate(about[0]["preprocess"])
         self.channels = self.preprocess.channels
         self.illumination: dict[str, Any] | None = about[0]["illumination"]
@@ -149,12 +150,14 @@ class Crops:
         if self.scaled:
             return np.divide(crops, np.float32(255), dtype=np.float32)
         wanted = self._rows[rows]
-        kind = self._plate_of[wanted] * len(self._types) + self._type_of[wanted]
+        levels = None if self._levels is None else self._levels[0][self._levels[1][wanted]]
+        types = self._type_of[wanted]
+        if len(self._types) == 1:
+            return self.preprocess.scale(crops, levels, self._types[0])
         out = np.empty(crops.shape, np.float32)
-        for one in np.unique(kind):
-            plate, image_type = divmod(int(one), len(self._types))
-            mine = kind == one
-            out[mine] = self.preprocess.scale(crops[mine], self._levels[plate], self._types[image_type])
+        for one in np.unique(types):
+            mine = types == one
+            out[mine] = self.preprocess.scale(crops[mine], None if levels is None else levels[mine], self._types[one])
         return out
 
     def _one_dtype(self) -> np.dtype:
@@ -390,6 +393,18 @@ def _read_parquet(path: Path) -> pa.Table:
     except (pa.ArrowException, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"{path}: cannot be read, missing or damaged ({reason}); delete it and {MEND}") from error
+
+
+def _levels(tables: Sequence[pa.Table], about: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray] | None:
+    """Low and high counts by channel, float32 (k, 2, C), and which of them each crop is scaled by; None where none."""
+    if all(LEVELS in table.column_names for table in tables):
+        rows = np.concatenate([table[LEVELS].combine_chunks().flatten().to_numpy() for table in tables])
+        distinct, which = np.unique(rows.reshape(sum(map(len, tables)), -1), axis=0, return_inverse=True)
+        return distinct.reshape(len(distinct), 2, -1), which.ravel()
+    if about[0]["levels"] is None:
+        return None
+    levels = np.array([one["levels"] for one in about], np.float32)
+    return levels, np.repeat(np.arange(len(tables)), [len(table) for table in tables])
 
 
 def encode_crops(crops: np.ndarray, compression: str) -> pa.Array:

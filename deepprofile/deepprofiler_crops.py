@@ -367,15 +367,13 @@ def _make(study: Study, well: _Well, about: pd.DataFrame, strict: bool) -> tuple
 
 def _strips(preprocess: Preprocess, source: CropSource, site: SiteSource, cells: pd.DataFrame) -> Iterator[np.ndarray]:
     whole = preprocess.model_copy(update={"mask": False})  # the mask stands beside the crop
-    xy, own = cells[[X, Y]].to_numpy(), cells[CELL].to_numpy() + 1
-    image_type = source.image_type(site.image)
+    xy, numbers = cells[[X, Y]].to_numpy(), cells[CELL].to_numpy()
     for start in range(0, len(xy), _BATCH):
         some = slice(start, start + _BATCH)
-        crops = whole.scale(whole.cut(site.image, xy[some]), source.levels, image_type)
+        crops = source.scale(whole, site, whole.cut(site.image, xy[some]))
         masks = None
         if site.labels is not None:
-            # of interpolated labels only those are equal that have no other beside them, as in DeepProfiler
-            masks = whole.cut(site.labels[..., None], xy[some])[..., 0] == own[some, None, None]
+            masks = site.masks(whole, xy[some], numbers[some])
         yield from eight_bit_strips(crops, masks)
 
 

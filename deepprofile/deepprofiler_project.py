@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 
@@ -47,6 +47,8 @@ _NEEDLESS = (
     *("dataset.locations.view_size", "prepare.compression.scaling_factor", "paths", "train.validation.frame"),
 )
 _LAYERS = {"avg_pool": "features", "pool5": "features", "features": "features"}
+_NETWORKS = {"efficientnet_b0": "efficientnet_b0", "resnet50": "keras_resnet50v2"}
+Era = Literal["legacy_over_max", "minmax", "zscore"]
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,14 @@ class ProjectStudy:
     notes: tuple[str, ...]  # what is missing, and what has no counterpart
 
 
-def init_deepprofiler(folder: Path, root: Path, *, config: str | None = None, index: str | None = None) -> ProjectStudy:
+def init_deepprofiler(
+    folder: Path,
+    root: Path,
+    *,
+    config: str | None = None,
+    index: str | None = None,
+    normalize: Era = "legacy_over_max",
+) -> ProjectStudy:
     """Write a study.yaml into `folder` for the DeepProfiler project at `root`; its files stay where they are.
 
     Parameters
@@ -71,6 +80,10 @@ def init_deepprofiler(folder: Path, root: Path, *, config: str | None = None, in
         A file of inputs/config, by default the only one; keys of DeepProfiler 0.1 to 0.5 are known.
     index : str, optional
         A file of inputs/metadata, by default index.csv, or else the only table with Metadata_Plate there.
+    normalize : "legacy_over_max", "minmax" or "zscore"
+        How the DeepProfiler that made or will use the network scaled crops, which no config says: the first in all of
+        its releases of September 2021 to August 2024 (0.3.0 to 0.5.0), and so in most profiles that are published and
+        for Cell Painting CNN v1; the second since then (0.3.1 of 2024, 0.5.1); the third in those before (0.2.0).
 
     Returns
     -------
@@ -114,12 +127,11 @@ def init_deepprofiler(folder: Path, root: Path, *, config: str | None = None, in
     study = table.drop(columns=channels)
     study.columns = prefixed(study, str(place))
     columns, controls = _columns(settings, study, notes)
-    profile = _profile(settings, root, notes)
+    profile = _profile(settings, root, channels, notes)
     crops = settings.number("dataset.locations.box_size")
     if settings.get("dataset.locations.mode", "single_cells") != "single_cells":
         notes.append("dataset.locations.mode: views of whole images have no counterpart; cells are cut out instead")
-    if settings.get("dataset.locations.mask_objects", False):
-        notes.append("dataset.locations.mask_objects: the neighbours of a cell were masked; here crops show them")
+    masked = _outlines(settings, root, folder, notes)
     light = [
         settings.number(f"prepare.illumination_correction.{n}", None)
         for n in ("down_scale_factor", "median_filter_size")
@@ -150,16 +162,19 @@ def init_deepprofiler(folder: Path, root: Path, *, config: str | None = None, in
         "",
         "locate:",
         f"  files: {quoted(relative(locations, folder) + '/' + template)}",
+        *masked,
         "",
         "crops:",
         f"  size: {crops}",
         "  mode: interpolate  # as DeepProfiler cuts, bit for bit",
         "  border: zero",
-        "  # DeepProfiler since August 2024; from September 2021 until then, and for Cell Painting CNN, it divided by",
-        "  # the maximum alone: (x - min) / max. Either loses intensity, which plate_control keeps.",
-        "  normalize: minmax",
+        "  # what DeepProfiler did: legacy_over_max from September 2021 to August 2024, so for Cell Painting CNN;",
+        "  # minmax since then; zscore before. All lose intensity, which plate_control keeps",
+        f"  normalize: {normalize}",
+        *(["  mask: true  # pixels of other regions between the outlines are 0"] if masked else []),
         "",
         *profile,
+        *_made_features(root, folder),
         "",
     ]
     if not columns:
@@ -370,14 +385,27 @@ def _prefix(name: str) -> str:
     return name if name.startswith(METADATA) else f"{METADATA}{name}"
 
 
-def _profile(settings: _Settings, root: Path, notes: list[str]) -> list[str]:
+def project_channels(root: Path) -> set[tuple[str, ...]]:
+    """The channels, in their order, of each config of the DeepProfiler project at `root`."""
+    orders = set()
+    for path in (root / "inputs" / "config").glob("*.json"):
+        try:
+            names = _Settings(path).get("dataset.images.channels")
+        except InputError:
+            continue  # not a config, or a damaged one, which `init` says
+        if isinstance(names, list) and names:
+            orders.add(tuple(map(str, names)))
+    return orders
+
+
+def _profile(settings: _Settings, root: Path, channels: list[str], notes: list[str]) -> list[str]:
     """The `profile` section, as far as the networks here are those of the config."""
     name = settings.get("train.model.name", "")
     blocks = settings.get("train.model.params.conv_blocks", 0)
     network = f"{name}_b{blocks}" if name == "efficientnet" else f"{name}{blocks or ''}"
     lines = ["profile:"]
-    if network == "efficientnet_b0":
-        lines.append("  network: efficientnet_b0")
+    if network in _NETWORKS:
+        lines.append(f"  network: {_NETWORKS[network]}")
     else:
         lines.append(
             f"  network: efficientnet_b0  # the config says {network}; `deepprofile models` lists what there is"
@@ -394,6 +422,7 @@ def _profile(settings: _Settings, root: Path, notes: list[str]) -> list[str]:
         found = sorted(root.glob(f"outputs/*/checkpoint/{Path(str(checkpoint)).name}"))
         if len(found) == 1:
             lines.append(f"  weights: {quoted(found[0].resolve().as_posix())}")
+            _tell_order(found[0], channels, notes)
         else:
             have = f"{len(found)} files" if found else "no file"
             notes.append(f"profile.checkpoint: {have} outputs/*/checkpoint/{checkpoint}; give profile.weights a file")
@@ -403,9 +432,42 @@ def _profile(settings: _Settings, root: Path, notes: list[str]) -> list[str]:
     if (batch := settings.number("profile.batch_size", None)) is not None:
         lines.append(f"  batch: {batch}")
     if settings.get("train.model.crop_generator") == "repeat_channel_crop_generator":
-        notes.append(
-            "train.model.crop_generator: repeat_channel_crop_generator gives features of each channel by itself, "
-            "resized to profile.use_pretrained_input_size; here the network sees all channels at once"
-        )
-        settings.get("profile.use_pretrained_input_size")
+        side = settings.number("profile.use_pretrained_input_size", None) or 224
+        lines += ["  mode: repeat_channel  # the network sees each channel by itself", f"  input_size: {side}"]
     return lines
+
+
+def _outlines(settings: _Settings, root: Path, folder: Path, notes: list[str]) -> list[str]:
+    """What masks the cells, as lines of `locate`; none where the project does not mask them."""
+    masks, named = settings.get("dataset.locations.mask_objects", False), settings.get("prepare.outlines")
+    if not masks:
+        return []
+    table = _folder(settings, root, "metadata", "inputs/metadata") / "outlines.csv"
+    if not named or not table.is_file():
+        notes.append(
+            f"dataset.locations.mask_objects: no outlines (prepare.outlines, {table}), without which DeepProfiler "
+            "stops; here crops show the neighbours of a cell"
+        )
+        return []
+    where = f"table: {quoted(relative(table, folder))}, root: {quoted(relative(root / 'inputs' / 'outlines', folder))}"
+    return [f"  outlines: {{{where}}}", "  labels: true"]
+
+
+def _made_features(root: Path, folder: Path) -> Iterator[str]:
+    """A comment for the features that DeepProfiler has made, by the name of their files."""
+    for place in sorted(root.glob("outputs/*/features")):
+        for pattern, layout in (("*/*/*.npz", "{plate}/{well}/{site}.npz"), ("*/*_*.npz", "{plate}/{well}_{site}.npz")):
+            if next(place.glob(pattern), None) is not None:
+                files = quoted(f"{relative(place, folder)}/{layout}")
+                yield f"  # files: {files}  # instead: what DeepProfiler made; without network and weights"
+
+
+def _tell_order(checkpoint: Path, channels: list[str], notes: list[str]) -> None:
+    from deepprofile.deepprofiler_weights import require_order, trained_channels
+
+    known = trained_channels(checkpoint)
+    if known is not None:
+        try:
+            require_order(str(checkpoint), known[0], channels)
+        except InputError as error:
+            notes.append(f"profile.checkpoint: {error}")

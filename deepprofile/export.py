@@ -34,6 +34,7 @@ from deepprofile.crop_store import (
     FORMAT_VERSION,
     IMAGE_TYPE,
     LENGTH,
+    LEVELS,
     OFFSET,
     ONE_TYPE,
     is_whole,
@@ -50,6 +51,7 @@ from deepprofile.sites import site_rows
 from deepprofile.study import Study
 from deepprofile.work import Done, log, map_ahead, progress, workers
 
+EIGHT_BITS = "crops.normalize zscore has no limits, and 8 bits hold 0 to 1; set export.depth to original"
 _MEMORY = 1 << 25  # bytes of crops that each thread holds
 # what is scaled at a time, little enough for the cache of a processor
 _BLOCK = 4  # crops
@@ -93,6 +95,8 @@ def export_crops(study: Study, *, strict: bool = False, share: Share | None = No
         The locations, the intensities or, with `crops.mask`, the label images are not made; the selection picks by a
         column that is not there; 8 bits cannot hold the crops; with `strict`, also the first bad site.
     """
+    if study.crops.normalize == "zscore" and study.export.depth == "uint8":
+        raise InputError(EIGHT_BITS)
     index = load_index(study)
     dealt = dealt_wells(index, share)
     with study.writing(share), progress("export", dealt_sites(index, dealt), "sites") as advance:
@@ -202,6 +206,9 @@ class _Maker:
             here, xy = here.filter(pa.array(kept)), xy[kept]
             image_type, numbers = source.image_type(site.image), here[CELL].to_numpy()
             here = here.append_column(IMAGE_TYPE, pa.array([image_type.name] * len(here), pa.string()))
+            if site.levels is not None:
+                levels = pa.array([site.levels.ravel()] * len(here), pa.list_(pa.float32(), site.levels.size))
+                here = here.append_column(LEVELS, levels)
             cut = _cutter(self.study, well.plate, site)
             memory = self._memory(site, what)
             for start in range(0, len(xy), len(memory)):
@@ -237,15 +244,14 @@ def _cutter(
     preprocess, source = study.preprocess, plate.source
     if study.export.depth == "original":
         return partial(site.cut, preprocess)
-    by_pixel = preprocess.normalize != "minmax" and preprocess.mode == "slice"
-    if by_pixel and np.issubdtype(site.image.dtype, np.integer):
-        return partial(replace(site, image=_looked_up(plate, preprocess, site.image)).cut, preprocess)
+    if preprocess.by_pixel and preprocess.mode == "slice" and np.issubdtype(site.image.dtype, np.integer):
+        return partial(replace(site, image=_looked_up(plate, preprocess, site)).cut, preprocess)
 
     def cut(xy: np.ndarray, numbers: np.ndarray, out: np.ndarray) -> np.ndarray:
         for start in range(0, len(out), _BLOCK):
             some = slice(start, start + _BLOCK)
             crops = site.cut(preprocess, xy[some], numbers[some])
-            scaled = preprocess.scale(crops, source.levels, source.image_type(site.image))
+            scaled = source.scale(preprocess, site, crops)
             low, high = scaled.min(), scaled.max()
             if low < 0 or high > 1:
                 raise InputError(
@@ -258,14 +264,17 @@ def _cutter(
     return cut
 
 
-def _looked_up(plate: _Plate, preprocess: Preprocess, image: np.ndarray) -> np.ndarray:
+def _looked_up(plate: _Plate, preprocess: Preprocess, site: SiteSource) -> np.ndarray:
     """An image of counts in 8 bits, by a table of every count there can be: the same, and 15 times as fast."""
-    if image.dtype not in plate.values:
+    image, values = site.image, plate.values.get(site.image.dtype)
+    if values is None:
         counts = np.arange(np.iinfo(image.dtype).max + 1).astype(image.dtype)
         every = np.broadcast_to(counts[None, :, None, None], (1, len(counts), 1, image.shape[2]))
-        scaled = preprocess.scale(every, plate.source.levels, image.dtype)
-        plate.values[image.dtype] = np.ascontiguousarray(eight_bits(scaled)[0].swapaxes(0, 1))
-    return cv2.LUT(image, plate.values[image.dtype]).reshape(image.shape)
+        scaled = plate.source.scale(preprocess, site, every)
+        values = np.ascontiguousarray(eight_bits(scaled)[0].swapaxes(0, 1))
+        if site.levels is None:  # then it is that of every site of the plate
+            plate.values[image.dtype] = values
+    return cv2.LUT(image, values).reshape(image.shape)
 
 
 def _keep(made: _Made) -> None:

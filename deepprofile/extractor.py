@@ -14,9 +14,11 @@ import numpy as np
 from cytominer_tools.columns import PLATE
 from cytominer_tools.errors import InputError
 from cytominer_tools.manifest import changes
+from deepprofile.deepprofiler_weights import require_channels, require_order
 from deepprofile.index import load_index
 from deepprofile.networks import GROUP, build_network, weights_hash
 from deepprofile.registry import load, package
+from deepprofile.repeat import COLOURS, see_each_channel, see_minus_one_to_one
 from deepprofile.runtimes import Run, exported_runtime, keras_runtime, require_runtime, runtime_versions
 from deepprofile.study import Study
 from deepprofile.views import open_views
@@ -82,6 +84,8 @@ def load_extractor(study: Study) -> tuple[Extractor, tuple[dict[str, Any], ...]]
     trained = None if weights is None else trained_card(Path(weights))
     if trained is not None:
         require_as_trained(study, trained, str(weights))
+    elif isinstance(weights, Path) and chosen.mode == "multi_channel":
+        require_channels(study, weights)
     model = _network(study, "float32")
     network = _cut(study, model)
     if weights is None:
@@ -108,6 +112,7 @@ def load_extractor(study: Study) -> tuple[Extractor, tuple[dict[str, Any], ...]]
         "weights_hash": hashed,
         "preprocess": json.loads(preprocess.model_dump_json()),
         "illumination": study.correction,
+        **study.channel_mode,
         "runtime": f"{name} {chosen.precision}",
         "versions": versions | runtime_versions(chosen.runtime),
     } | ({} if trained is None else {"training": trained["training"]})
@@ -121,25 +126,34 @@ def load_extractor(study: Study) -> tuple[Extractor, tuple[dict[str, Any], ...]]
 def _network(study: Study, policy: str) -> keras.Model:
     """The network with its weights, built under a dtype policy of Keras; variables are float32 under all of them."""
     chosen, preprocess = study.profile, study.preprocess
-    size = (preprocess.size, preprocess.size)
+    repeat = chosen.mode == "repeat_channel"
+    side, channels = (chosen.input_size, COLOURS) if repeat else (preprocess.size, len(preprocess.channels))
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(policy)
     try:
-        return build_network(
+        model = build_network(
             chosen.network,
-            channels=len(preprocess.channels),
-            size=size,
+            channels=channels,
+            size=(side, side),
             weights=study.weights,
             seed=study.seed,
             **chosen.options,
         )
     finally:
         keras.config.set_dtype_policy(before)
+    # but for files that were saved with what the network is to see
+    if repeat and not str(study.weights).endswith((".keras", ".weights.h5")):
+        see_minus_one_to_one(model)
+    return model
 
 
 def _cut(study: Study, model: keras.Model) -> keras.Model:
     """From crops to the features of each layer."""
-    return feature_network(model, study.profile.layers)
+    network = feature_network(model, study.profile.layers)
+    if study.profile.mode == "multi_channel":
+        return network
+    size = study.preprocess.size
+    return see_each_channel(network, (size, size, len(study.channels)))
 
 
 def _runtime(study: Study, network: keras.Model, about: dict[str, Any]) -> tuple[Run, list[dict[str, Any]]]:
@@ -256,10 +270,11 @@ def require_as_trained(study: Study, card: dict[str, Any], weights: str) -> None
             f"{card['network']}, or profile.weights to other weights"
         )
     found, wanted = card["preprocess"], json.loads(study.preprocess.model_dump_json())
-    if found["channels"] != wanted["channels"]:
+    require_order(weights, found["channels"], wanted["channels"])
+    if study.profile.mode == "repeat_channel":
         raise InputError(
-            f"{weights} was trained on the channels {', '.join(found['channels'])}, in this order; study.yaml has "
-            f"{', '.join(wanted['channels'])}: write `channels` in that order and with those names"
+            f"{weights} was trained on {', '.join(found['channels'])} together; repeat_channel is for networks of "
+            "pictures in red, green and blue: set profile.mode to multi_channel"
         )
     found, wanted = found | {"illumination": card["illumination"]}, wanted | {"illumination": study.correction}
     if not card.get("same_as_profiling", True):  # then the size alone has to be that of the training

@@ -95,7 +95,8 @@ def profile_cells(
     """Write features/MODEL/PLATE/cells.parquet: a row per cell with its key, centre, QC columns and `features`.
 
     Wells that are current are left alone. A site that cannot be read is left out and reported. Memory holds a few
-    images and batches and the features of the wells in work, whatever the number of sites.
+    images and batches and the features of the wells in work, whatever the number of sites. With `profile.files` the
+    features are read, not made; see `deepprofile.deepprofiler_npz.import_features`.
 
     Parameters
     ----------
@@ -117,6 +118,10 @@ def profile_cells(
         The locations, intensities or crops are not made, the network or its weights cannot be had, features do not
         fit `profile.dtype`; with `strict`, also the first bad site.
     """
+    if study.profile.files is not None:
+        from deepprofile.deepprofiler_npz import import_features
+
+        return import_features(study, strict=strict)
     index = load_index(study)
     studies = [study.at_epoch(epoch) for epoch in dict.fromkeys(epochs)] or [study]
     networks, sets = _networks(studies)
@@ -187,9 +192,12 @@ def load_extractor(study: Study) -> "tuple[Extractor, tuple[dict[str, Any], ...]
 def feature_settings(study: Study) -> dict[str, Any]:
     """What study.yaml says about features; the weights and the runtime are known once the network is built."""
     chosen = study.profile
+    if chosen.files is not None:
+        return {"files": chosen.files} | study.channel_mode
     preprocess = json.loads(study.preprocess.model_dump_json())
     settings = {"network": chosen.network, "options": chosen.options, "layer": chosen.layer, "preprocess": preprocess}
-    return settings | {"illumination": study.correction, "views": _views_settings(study), "dtype": chosen.dtype}
+    settings |= {"illumination": study.correction, "views": _views_settings(study), "dtype": chosen.dtype}
+    return settings | study.channel_mode
 
 
 def plate_features(study: Study, plate: str, share: Share | None = None) -> PlateTable:

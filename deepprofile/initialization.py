@@ -6,6 +6,7 @@ from math import prod
 import keras
 
 from cytominer_tools.errors import InputError
+from deepprofile.deepprofiler_weights import require_channels
 from deepprofile.networks import build_network, load_imagenet, load_weights
 from deepprofile.study import Study, Train
 
@@ -48,6 +49,7 @@ def initial_network(study: Study, classes: int) -> keras.Model:
             )
         if not path.is_file():
             raise InputError(f"{path}: no such weights file; {_MEND} that is there, or to imagenet")
+        require_channels(study, path)
         load_weights(model, path)
     return model
 

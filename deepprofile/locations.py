@@ -24,6 +24,7 @@ from deepprofile.intensities import plate_correction
 from deepprofile.location_files import Labels, LocationFiles, misfit
 from deepprofile.location_files import X as X
 from deepprofile.location_files import Y as Y
+from deepprofile.outlines import Outlines
 from deepprofile.parts import Share, dealt_sites, dealt_wells, plate_lock
 from deepprofile.registry import load
 from deepprofile.sites import image_fingerprint, site_image, site_rows
@@ -184,7 +185,8 @@ def location_settings(study: Study) -> dict[str, Any]:
     """What study.yaml says about locations; not whether labels are kept, which changes no cell."""
     size = list(study.images.size) if study.images.size else None
     if study.locate.files:
-        return {**study.locate.model_dump(include={"files", "object", "x", "y"}), "size": size}
+        named = {"files", "object", "x", "y", *(["outlines"] if study.locate.outlines else [])}
+        return {**study.locate.model_dump(include=named), "size": size}
     channels = located_channels(study)
     return {
         **study.locate.model_dump(include={"method", "params"}),
@@ -204,7 +206,8 @@ def located_channels(study: Study) -> list[str]:
 def _inputs(study: Study, files: LocationFiles | None, sites: pd.DataFrame, light: Correction | None) -> list[Any]:
     if files is not None:  # with the sites: one file may hold all of them
         rows = site_rows(sites)
-        inputs = [fingerprint(files.inputs(rows), study.root), [[row[SITE] for row in rows]]]
+        lines = Outlines(study).inputs(rows) if study.locate.outlines else []
+        inputs = [fingerprint([*files.inputs(rows), *lines], study.root), [[row[SITE] for row in rows]]]
         # what `_misfit` reads: a site left out for the size of its image is looked at again when that is mended
         return inputs if study.images.size else [*inputs, image_fingerprint(study, sites, [next(iter(study.channels))])]
     images: list[Any] = image_fingerprint(study, sites, located_channels(study))
@@ -237,9 +240,13 @@ def _locator_finder(study: Study) -> Callable[[Mapping[str, str]], _Site]:
 
 
 def _files_finder(study: Study, files: LocationFiles) -> Callable[[Mapping[str, str]], _Site]:
+    outlines = Outlines(study) if study.locate.outlines else None
+
     def find(row: Mapping[str, str]) -> _Site:
         try:
             cells, labels = files.read(row)
+            if outlines is not None:
+                labels = outlines.regions(row)
             if why := _misfit(study, row, cells, labels):
                 raise InputError(f"{files.path(row)}: {why}")
         except InputError as error:

@@ -90,6 +90,17 @@ class Sample:
         return found
 
 
+def image_percentiles(image: np.ndarray, q: tuple[float, ...]) -> np.ndarray:
+    """As `Counts.percentiles` of the pixels of one image (H, W, C), exact for every type; float32 (len(q), C)."""
+    ranks = np.array(_ranks(q, image.shape[0] * image.shape[1])) - 1
+    return np.stack(
+        [np.partition(image[..., channel], np.unique(ranks), axis=None)[ranks] for channel in range(image.shape[2])],
+        axis=1,
+        dtype=np.float32,
+        casting="unsafe",
+    )
+
+
 def _ranks(q: tuple[float, ...], total: int) -> list[int]:
     """Which of `total` ordered values, from 1, is each percentile."""
     # exact, as 0.9 / 100 * 1000 is a little over 9

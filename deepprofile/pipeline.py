@@ -21,8 +21,14 @@ def run_study(study: Study, *, strict: bool = False) -> Iterator[Done]:
     InputError
         The first thing that its owner can mend; with `strict`, also a site that cannot be read.
     """
+    steps: tuple[Callable[[Study], Done], ...] = (aggregate_wells, spherize_wells, consensus_profiles)
     with study.writing():
         write_index(study, load_index(study, tell=True))
+        if study.profile.files is not None:  # the features are made, so no image is needed
+            yield profile_cells(study, strict=strict)
+            for step in (*steps, score_profiles):
+                yield step(study)
+            return
         light = study.illumination
         if study.crops.normalize == "plate_control" or light.method != "none" or light.qc:
             yield measure_intensities(study, strict=strict)
@@ -42,7 +48,6 @@ def run_study(study: Study, *, strict: bool = False) -> Iterator[Done]:
         twins = [study.untrained, study] if study.untrained else [study]
         for twin in twins:
             yield profile_cells(twin, strict=strict)
-            steps: tuple[Callable[[Study], Done], ...] = (aggregate_wells, spherize_wells, consensus_profiles)
             for one in twin.feature_sets:
                 for step in steps:
                     yield step(one)

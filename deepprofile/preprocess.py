@@ -7,8 +7,9 @@ import numpy as np
 from pydantic import BaseModel, Field, field_validator
 
 from deepprofile.crops import inside, interpolate_crops, nearest_crops, slice_crops
+from deepprofile.percentiles import image_percentiles
 
-Normalize = Literal["plate_control", "minmax", "none"]
+Normalize = Literal["plate_control", "percentile", "minmax", "legacy_over_max", "zscore", "none"]
 
 
 class CropSettings(BaseModel, frozen=True, extra="forbid"):
@@ -36,12 +37,30 @@ class Preprocess(CropSettings, frozen=True):
 
     - ``plate_control``: counts scaled so that the plate's low and high percentile, over its control wells where there
       are any, become 0 and 1, and clipped; differences of intensity between wells stay;
-    - ``minmax``: each crop and channel from its own minimum to its own maximum, ``(x - min) / (max - min + 1e-7)``;
-      for compatibility with DeepProfiler 0.3.1, as absolute intensity is lost;
+    - ``percentile``: the same with the percentiles of the image that the crop is from, so that only differences
+      within a site stay;
+    - ``minmax``: each crop and channel from its own minimum to its own maximum, ``(x - min) / (max - min + 1e-7)``,
+      as DeepProfiler does since August 2024;
+    - ``legacy_over_max``: ``(x - min) / max`` of each crop and channel, as DeepProfiler 0.3.0 to 0.5.0 did (September
+      2021 to August 2024) and so, it seems, the Cell Painting CNN saw its crops; 0 where the maximum is not above 0,
+      where DeepProfiler has NaN;
+    - ``zscore``: ``(x - mean) / sd`` of each crop and channel, as DeepProfiler did before that; 0 where the crop is
+      flat, where DeepProfiler has NaN. Not within [0, 1], in which networks of other studies take their input;
     - ``none``: counts over the largest that their type holds (float images stay as they are).
+
+    The three that look at a crop alone are there for compatibility: they lose absolute intensity.
     """
 
     channels: tuple[str, ...] = Field(min_length=1)
+
+    @property
+    def by_pixel(self) -> bool:
+        """Whether a pixel is scaled by its count and channel alone, wherever it stands in the site."""
+        return self.normalize in ("plate_control", "percentile", "none")
+
+    def own_levels(self, image: np.ndarray) -> np.ndarray | None:
+        """Low and high count by channel of an image (H, W, C), float32 (2, C), where ``normalize`` is by the image."""
+        return image_percentiles(image, self.percentiles) if self.normalize == "percentile" else None
 
     def keep(self, xy: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         """Which cells are cut out: those with their centre, or with ``border="drop"`` their whole box, in the image.
@@ -96,23 +115,36 @@ class Preprocess(CropSettings, frozen=True):
         Parameters
         ----------
         crops : array, shape (n, size, size, C)
-        levels : float array, shape (2, C), or None
-            Low and high count of the plate by channel, for ``plate_control``.
+        levels : float array, shape (2, C) or (n, 2, C), or None
+            Low and high count by channel, of all crops or of each: of the plate for ``plate_control``, of the image
+            for ``percentile``.
         image_type : dtype
             Of the image that the crops come from, for ``none``.
 
         Returns
         -------
         float32 array, shape (n, size, size, C)
-            In [0, 1], but for float images with ``none``.
+            In [0, 1], but for ``zscore``, and for float images with ``none`` or, where they are negative,
+            ``legacy_over_max``.
         """
         scaled = crops.astype(np.float32)
         if self.normalize == "minmax":
             scaled -= _by_channel(np.min, scaled)
             scaled /= _by_channel(np.max, scaled) + np.float32(1e-7)
-        elif self.normalize == "plate_control":
-            assert levels is not None, "plate_control needs the plate's levels"
-            low, high = np.asarray(levels, np.float32)
+        elif self.normalize == "legacy_over_max":
+            high = _by_channel(np.max, scaled)
+            scaled -= _by_channel(np.min, scaled)
+            scaled *= high > 0
+            scaled /= np.where(high > 0, high, np.float32(1))
+        elif self.normalize == "zscore":
+            flat = _by_channel(np.min, scaled) == _by_channel(np.max, scaled)
+            scaled -= scaled.mean(axis=(1, 2), keepdims=True, dtype=np.float64).astype(np.float32)
+            spread = np.sqrt(np.square(scaled, dtype=np.float64).mean(axis=(1, 2), keepdims=True))
+            scaled *= ~flat
+            scaled /= np.where(flat, 1, spread).astype(np.float32)
+        elif self.normalize in ("plate_control", "percentile"):
+            assert levels is not None, f"{self.normalize} needs levels"
+            low, high = np.moveaxis(np.asarray(levels, np.float32)[..., None, None, :], -4, 0)
             scaled -= low
             with np.errstate(over="ignore"):  # where the plate is flat, infinity is clipped to 1
                 scaled /= np.maximum(high - low, np.finfo(np.float32).tiny)

@@ -62,7 +62,7 @@ def aggregate_wells(study: Study) -> Done:
                     empty.append((f"{plate} {well}", "no cells"))
         if not rows:
             raise InputError(f"{study.features}: no well has a cell; look at the locations and at crops.border")
-        names = [f"{study.profile.name}_{i}" for i in range(len(rows[0]))]
+        names = feature_names(study, len(rows[0]))
         wells = pd.DataFrame(keys, columns=[PLATE, WELL, COUNT]).merge(metadata, on=by, how="left", validate="1:1")
         return pd.concat([wells, pd.DataFrame(np.stack(rows), columns=names)], axis=1), empty
 
@@ -80,6 +80,15 @@ def _require_one_network(study: Study, tables: Mapping[str, PlateTable]) -> None
             f"{study.features}: plates {first} and {other} were made by networks of other weights; run `deepprofile "
             "profile`"
         )
+
+
+def feature_names(study: Study, width: int) -> list[str]:
+    """MODEL_0, .. of all `width` features; MODEL_CHANNEL_0, .. where the network sees channel by channel."""
+    model = study.profile.name
+    if study.profile.mode == "multi_channel":
+        return [f"{model}_{i}" for i in range(width)]
+    each = width // len(study.channels)
+    return [f"{model}_{channel}_{i}" for channel in study.channels for i in range(each)]
 
 
 def spherize_wells(study: Study) -> Done:

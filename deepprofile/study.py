@@ -109,6 +109,13 @@ class Columns(Section):
     batch: str | None = None
 
 
+class Outlines(Section):
+    """The `locate.outlines` section: images of lines that part the cells, as DeepProfiler's projects have them."""
+
+    table: str  # with Metadata_Plate, _Well, _Site and Outlines, an image
+    root: str  # the folder where the paths of the images start
+
+
 class Locate(Section):
     """The `locate` section: a locator plugin that finds the cells, or files that hold their centres."""
 
@@ -120,6 +127,7 @@ class Locate(Section):
     x: str | None = None  # its columns, where they have no usual name
     y: str | None = None
     labels: bool = False  # keep the label image of each site
+    outlines: Outlines | None = None  # makes label images for centres that are in tables
 
     @model_validator(mode="after")
     def _known_files(self) -> "Locate":
@@ -129,8 +137,10 @@ class Locate(Section):
             suffixes = (*LOCATION_TABLES, *LOCATION_DATABASES, *LOCATION_LABELS)
             if not self.files.lower().endswith(suffixes):
                 raise ValueError(f"files {self.files!r}: the suffix must be one of {', '.join(suffixes)}")
-            if self.labels and not self.files.lower().endswith(LOCATION_LABELS):
+            if self.labels and not self.outlines and not self.files.lower().endswith(LOCATION_LABELS):
                 raise ValueError(f"labels: {self.files!r} holds centres; label images are {', '.join(LOCATION_LABELS)}")
+        if self.outlines is not None and (self.files is None or self.files.lower().endswith(LOCATION_LABELS)):
+            raise ValueError("outlines part cells whose centres are in tables: give files, such as a .csv a site")
         return self
 
 
@@ -274,6 +284,10 @@ class ProfileModel(Section):
     source: Literal["images", "crops"] = "images"  # crops: the crop store of `export`
     tiles: bool = False  # views of crops.size that cover the site, instead of cells
     dtype: Literal["float32", "float16"] = "float32"  # of the features as they are stored
+    # repeat_channel: a network of colours sees one channel after the other
+    mode: Literal["multi_channel", "repeat_channel"] = "multi_channel"
+    input_size: int = Field(224, ge=32, le=2048)  # of repeat_channel: side that each channel is resized to, px
+    files: str | None = None  # instead: DeepProfiler's features, such as "features/{plate}/{well}/{site}.npz"
 
     @model_validator(mode="after")
     def _tiles_of_images(self) -> "ProfileModel":
@@ -292,9 +306,20 @@ class ProfileModel(Section):
         """The layers whose outputs become features, one or several."""
         return (self.layer,) if isinstance(self.layer, str) else self.layer
 
+    @model_validator(mode="after")
+    def _keys_of_a_mode(self) -> "ProfileModel":
+        if self.files is not None and self.weights is not None:
+            raise ValueError("files holds features that are made; leave weights out, or files to make them")
+        if "input_size" in self.model_fields_set and self.mode == "multi_channel":
+            raise ValueError("input_size: multi_channel takes crops as they are; leave it out, or set mode")
+        return self
+
     @property
     def name(self) -> str:
-        return safe_name(self.model or f"{self.network}_{_weights_name(self.weights or 'untrained')}")
+        if self.files is not None and self.model is None:
+            return "deepprofiler"
+        mode = "_repeat" if self.mode == "repeat_channel" else ""
+        return safe_name(self.model or f"{self.network}_{_weights_name(self.weights or 'untrained')}{mode}")
 
 
 class Profiles(Section):
@@ -394,6 +419,12 @@ class Study(Section):
             return {"method": light.method, "files": light.files}
         smoothing = {"window": self.illumination_window, "downscale": light.downscale}
         return {"method": light.method, **smoothing} | ({"filter": light.filter} if light.method == "smooth" else {})
+
+    @property
+    def channel_mode(self) -> dict[str, Any]:
+        """How the network sees the channels of a crop, as JSON values; empty where it is all at once."""
+        chosen = self.profile
+        return chosen.model_dump(include={"mode", "input_size"}) if chosen.mode == "repeat_channel" else {}
 
     @property
     def image_base(self) -> str | Path:

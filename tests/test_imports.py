@@ -31,6 +31,7 @@ PUBLIC = {
         *("Crops", "Preprocess", "Study", "aggregate_wells", "build_network", "check_study", "consensus_profiles"),
         *(
             "export_crops",
+            "export_npz",
             "export_png",
             "init_study",
             "load_index",
@@ -39,7 +40,16 @@ PUBLIC = {
             "plan_study",
             "profile_cells",
         ),
-        *("read_study", "register", "run_study", "score_profiles", "simulate", "spherize_wells", "train_network"),
+        *(
+            "read_npz",
+            "read_study",
+            "register",
+            "run_study",
+            "score_profiles",
+            "simulate",
+            "spherize_wells",
+            "train_network",
+        ),
     ],
     "evaluation": [
         *("Scores", "cosine", "enrichment", "precision_at_r", "score", "score_figure", "similarity_figure"),

@@ -80,6 +80,11 @@ strict_option = click.option("--strict", is_flag=True, help="Stop at a site that
 )
 @click.option("--deepprofiler", type=click.Path(path_type=Path), help="Instead: a DeepProfiler project.")
 @click.option("--config", help="Its file in inputs/config, where there are several.")
+@click.option(
+    "--normalize",
+    type=click.Choice(["legacy_over_max", "minmax", "zscore"]),
+    help="How its version scaled crops: 0.3.0 to 0.5.0 (the default), since August 2024, before September 2021.",
+)
 def init(
     study: Path,
     index: Path | None,
@@ -90,22 +95,27 @@ def init(
     metadata: tuple[Path, ...],
     deepprofiler: Path | None,
     config: str | None,
+    normalize: Any,
 ) -> None:
     """Write a commented study.yaml from an index, a folder of images or a DeepProfiler project."""
     if deepprofiler is not None:
         from deepprofile.deepprofiler_project import init_deepprofiler
 
         if images or pattern or preset or platemaps or metadata:
-            raise InputError("with --deepprofiler only --config and --index (a file in inputs/metadata) are read")
-        made = init_deepprofiler(study, deepprofiler, config=config, index=str(index) if index else None)
+            raise InputError(
+                "with --deepprofiler only --config, --index (a file in inputs/metadata) and --normalize are read"
+            )
+        chosen = {"normalize": normalize} if normalize else {}
+        made = init_deepprofiler(study, deepprofiler, config=config, index=str(index) if index else None, **chosen)
         path = made.path
         for note in made.notes:
             click.echo(f"- {note}")
     else:
         from deepprofile.template import init_study
 
-        if config:
-            raise InputError("--config is of a DeepProfiler project; give it with --deepprofiler")
+        if config or normalize:
+            given = "--config" if config else "--normalize"
+            raise InputError(f"{given} is of a DeepProfiler project; give it with --deepprofiler")
         path = init_study(
             study,
             index=index,
@@ -278,6 +288,24 @@ for _name, _module, _function, _doc in (
     ("score", "profiles", "score_profiles", "Score the profiles beside their baselines."),
 ):
     _stage(_name, _module, _function, _doc)
+
+
+@main.command()
+@click.argument("study", type=click.Path(path_type=Path))
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option(
+    "--layout",
+    type=click.Choice(["granular", "site"]),
+    default="granular",
+    show_default=True,
+    help="FOLDER/PLATE/WELL/SITE.npz, or FOLDER/PLATE/WELL_SITE.npz as before DeepProfiler 0.3.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON.")
+def npz(study: Path, folder: Path, layout: Any, as_json: bool) -> None:
+    """Write the features of STUDY into FOLDER as DeepProfiler does, a .npz a site."""
+    from deepprofile.deepprofiler_npz import export_npz
+
+    _report([export_npz(_study(study), folder, layout)], as_json)
 
 
 @main.command()

@@ -7,6 +7,7 @@ import numpy as np
 from keras import layers
 
 from cytominer_tools.errors import InputError
+from plugins.networks.stems import colour_kernel, colours
 
 # of ImageNet's red, green and blue in [0, 1], as keras.applications.efficientnet uses them
 _MEAN, _SD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
@@ -76,16 +77,11 @@ def load_imagenet(model: keras.Model, stem: Literal["replicate", "inflate"]) -> 
             f"ImageNet weights of EfficientNet-B0: {str(error).splitlines()[0]}; put efficientnetb0_notop.h5 of "
             "keras.applications in ~/.keras/models"
         ) from error
-    kernel = donor.get_layer("stem_conv").get_weights()[0]
-    mean, sd = _MEAN, _SD
+    kernel = colour_kernel(donor.get_layer("stem_conv").get_weights()[0], channels, stem)
     if channels != 3 and stem == "inflate":
-        kernel = np.repeat(kernel.mean(axis=2, keepdims=True) * 3 / channels, channels, axis=2)
-        mean, sd = np.full(channels, mean.mean()), np.full(channels, sd.mean())
-    elif channels != 3:
-        colour = np.arange(channels) % 3
-        sharing = np.bincount(colour)[colour]
-        kernel = kernel[:, :, colour] / sharing[:, None] * 3 / min(channels, 3)
-        mean, sd = mean[colour], sd[colour]
+        mean, sd = np.full(channels, _MEAN.mean()), np.full(channels, _SD.mean())
+    else:
+        mean, sd = _MEAN[colours(channels)], _SD[colours(channels)]
     for layer in model.layers:
         if layer.weights and layer.name not in ("normalization", "logits"):
             layer.set_weights([kernel] if layer.name == "stem_conv" else donor.get_layer(layer.name).get_weights())

@@ -93,7 +93,7 @@ def test_a_project_in_place(tmp_path):
     )
     assert (list(study.channels), study.images.size) == (["DNA", "ER"], (64, 96))
     assert study.crops.model_dump(exclude={"percentiles"}) == {
-        "size": 32, "mode": "interpolate", "border": "zero", "normalize": "minmax", "mask": False
+        "size": 32, "mode": "interpolate", "border": "zero", "normalize": "legacy_over_max", "mask": False
     }  # fmt: skip
     assert (study.columns.treatment, study.columns.compound) == ("Metadata_Treatment", "Metadata_Compound")
     assert study.columns.concentration == "Metadata_Concentration"
@@ -178,6 +178,47 @@ def test_a_checkpoint_and_other_networks(tmp_path):
     assert weights == (root / "outputs/results/checkpoint/checkpoint_0003.hdf5").as_posix()
 
 
+def test_the_era_is_chosen_by_name(tmp_path):
+    root = project(tmp_path / "dp")
+    for era in ("minmax", "zscore", "legacy_over_max"):
+        assert read_study(init_deepprofiler(tmp_path / era, root, normalize=era).path).crops.normalize == era
+    told = CliRunner().invoke(main, ["init", str(tmp_path / "x"), "--deepprofiler", str(root), "--normalize", "minmax"])
+    assert told.exit_code == 0
+    assert read_study(tmp_path / "x").crops.normalize == "minmax"
+    told = CliRunner().invoke(main, ["init", str(tmp_path / "y"), "--images", str(root), "--normalize", "minmax"])
+    assert told.exit_code == 2
+    assert "--normalize is of a DeepProfiler project; give it with --deepprofiler" in told.stderr
+
+
+def test_repeated_channels_and_another_network(tmp_path):
+    config = changed(
+        CONFIG,
+        train__model__crop_generator="repeat_channel_crop_generator",
+        train__model__name="resnet",
+        train__model__params__conv_blocks=50,
+        profile__use_pretrained_input_size=299,
+        profile__feature_layer="avg_pool",
+    )
+    made = init_deepprofiler(tmp_path / "study", project(tmp_path / "dp", config))
+    profile = read_study(made.path).profile
+    assert (profile.network, profile.mode, profile.input_size) == ("keras_resnet50v2", "repeat_channel", 299)
+    assert (profile.layer, profile.weights) == ("features", "imagenet")
+    assert not any("crop_generator" in note or "train.model.name" in note for note in made.notes)
+
+
+def test_masks_need_outlines(tmp_path):
+    config = changed(CONFIG, dataset__locations__mask_objects=True)
+    root = project(tmp_path / "dp", config)
+    made = init_deepprofiler(tmp_path / "one", root)
+    assert any("mask_objects: no outlines (prepare.outlines," in note for note in made.notes)
+    assert not read_study(made.path).crops.mask
+    (root / "inputs/config/config.json").write_text(json.dumps(changed(config, prepare__outlines="outlines.csv")))
+    (root / "inputs/metadata/outlines.csv").write_text("Metadata_Plate,Metadata_Well,Metadata_Site,Outlines\n")
+    study = read_study(init_deepprofiler(tmp_path / "two", root).path)
+    assert (study.crops.mask, study.locate.labels) == (True, True)
+    assert study.path(study.locate.outlines.root) == (root / "inputs/outlines").resolve()
+
+
 def test_a_config_that_cannot_be_read(tmp_path):
     root = project(tmp_path / "dp")
     path = root / "inputs/config/config.json"
@@ -220,7 +261,7 @@ def test_the_command(tmp_path):
     arguments = ["init", str(tmp_path / "study"), "--deepprofiler", str(tmp_path / "dp")]
     told = CliRunner().invoke(main, [*arguments, "--preset", "phenix"])
     assert told.exit_code == 2
-    assert "with --deepprofiler only --config and --index" in told.stderr
+    assert "with --deepprofiler only --config, --index (a file in inputs/metadata) and --normalize" in told.stderr
     told = CliRunner().invoke(main, arguments)
     assert told.exit_code == 0
     assert "- config.json: train: no counterpart for" in told.stdout
@@ -238,7 +279,8 @@ def test_the_lincs_project(data, tmp_path):
     assert "180 of 180 images are not in" in told
     assert "36 of 36 location files are not in" in told
     assert "'NA@NA' does not occur in Treatment of the index, which holds 'DMSO@NA', 'BRD-K74363950" in told
-    assert "repeat_channel_crop_generator" in told
+    assert (study.profile.mode, study.profile.input_size, study.profile.layer) == ("repeat_channel", 224, "features")
+    assert "outputs/results/features/{plate}/{well}_{site}.npz" in made.path.read_text()
     assert "partition.training_values, partition.validation_values" in told
     assert study.controls == "Metadata_Compound == 'DMSO'"
     assert list(study.channels) == ["DNA", "RNA", "ER", "AGP", "Mito"]

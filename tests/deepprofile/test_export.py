@@ -101,18 +101,22 @@ def two_wells(located_once, tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("mode", "border", "normalize", "mask"),
-    list(
-        itertools.product(
+    [
+        *itertools.product(
             ["slice", "interpolate"], ["zero", "reflect", "drop"], ["plate_control", "minmax", "none"], [False, True]
-        )
-    ),
+        ),
+        ("slice", "zero", "percentile", False),
+        ("interpolate", "reflect", "percentile", True),
+        ("interpolate", "zero", "legacy_over_max", True),
+        ("interpolate", "zero", "zscore", False),
+    ],
 )
 def test_network_input_is_what_profiling_feeds(two_wells, monkeypatch, mode, border, normalize, mask):
     crops = {"size": 48, "mode": mode, "border": border, "normalize": normalize, "mask": mask}
     assert_as_profiled(two_wells, monkeypatch, crops)
 
 
-@pytest.mark.parametrize(("normalize", "mask"), [("plate_control", True), ("none", False)])
+@pytest.mark.parametrize(("normalize", "mask"), [("plate_control", True), ("percentile", False), ("none", False)])
 def test_of_corrected_images_too(two_wells, monkeypatch, tmp_path, normalize, mask):
     root = tmp_path / "study"
     shutil.copytree(two_wells, root)
@@ -123,7 +127,7 @@ def test_of_corrected_images_too(two_wells, monkeypatch, tmp_path, normalize, ma
     assert_as_profiled(root, monkeypatch, {"size": 48, "normalize": normalize, "mask": mask}, **light)
 
 
-@pytest.mark.parametrize("normalize", ["plate_control", "minmax", "none"])
+@pytest.mark.parametrize("normalize", ["plate_control", "percentile", "minmax", "none"])
 def test_of_float_images_too(two_wells, monkeypatch, tmp_path, normalize):
     root = tmp_path / "study"
     shutil.copytree(two_wells, root)
@@ -138,12 +142,17 @@ def assert_as_profiled(root, monkeypatch, crops, **light):
     study = configure(root, locate=KEPT, crops=crops, **light)
     expected = fed(study, monkeypatch)
     assert len(expected) >= 10
-    assert expected.min() >= 0
+    if crops["normalize"] != "zscore":
+        assert expected.min() >= 0
     assert expected.any(axis=(1, 2, 3)).all()
     _, counts = exported(root, crops=crops, export={"depth": "original"}, **light)
     np.testing.assert_array_equal(counts.network_input(slice(None)), expected)
     rows = np.random.default_rng(0).permutation(len(counts))[:9]
     np.testing.assert_array_equal(counts.network_input(rows), expected[rows])
+    if crops["normalize"] == "zscore":
+        with pytest.raises(InputError, match=r"zscore has no limits, and 8 bits hold 0 to 1; set export\.depth"):
+            exported(root, crops=crops, export={"depth": "uint8"}, **light)
+        return
     _, eight = exported(root, crops=crops, export={"depth": "uint8", "compression": "none"}, **light)
     np.testing.assert_array_equal(eight[:], np.floor(expected.astype(np.float64) * 255 + 0.5))
     found = eight.network_input(slice(None))
@@ -162,6 +171,19 @@ def test_plates_are_scaled_by_their_own_levels(export, monkeypatch):
     _, crops = exported(export.root, export={"depth": "original"})
     rows = np.random.default_rng(0).permutation(len(crops))
     np.testing.assert_array_equal(crops.network_input(rows), expected[rows])
+
+
+def test_sites_are_scaled_by_their_own_levels(two_wells, monkeypatch, tmp_path):
+    root = tmp_path / "study"
+    shutil.copytree(two_wells, root)
+    for path in (root / "images" / "P1").glob("B01*.tif"):
+        tifffile.imwrite(path, tifffile.imread(path) * np.uint16(3))  # which percentiles of the site take away
+    crops = {"normalize": "percentile", "percentiles": [1, 99]}
+    before = fed(configure(two_wells, locate=KEPT, crops=crops), monkeypatch)
+    locate_cells(configure(root, locate=KEPT))
+    after = fed(configure(root, locate=KEPT, crops=crops), monkeypatch)
+    np.testing.assert_allclose(after, before, atol=1e-6)
+    assert_as_profiled(root, monkeypatch, crops)
 
 
 def test_eight_bit_images_without_scaling_stay_as_they_are(fresh):

@@ -1,5 +1,7 @@
 """What a training starts from. DeepProfiler's Cell Painting CNN is a file of its layout with random weights."""
 
+import shutil
+
 import keras
 import numpy as np
 import pytest
@@ -223,18 +225,26 @@ def test_all_of_it_but_its_head_is_taken_over(peer, cell_painting, tmp_path):
 
 def test_the_cell_painting_cnn_in_a_study_of_three_channels(peer, tmp_path):
     words = (
-        r"Cell_Painting_CNN_v1\.hdf5: 1 layer\(s\) of efficientnet_b0 are absent .* first 'stem_conv'; "
-        r"it has \(3, 3, 5, 32\) there, \(3, 3, 3, 32\) here; check profile\.network, its options and the number of"
+        r"Cell_Painting_CNN_v1\.hdf5 was trained on the channels DNA, RNA, ER, AGP, Mito, in this order \(the order of "
+        r"Cell Painting CNN v1\); study\.yaml has DNA, ER, Mito: write `channels` in that order"
     )
     with pytest.raises(InputError, match=words):
         small(tmp_path, str(peer[1]), profile=B0)
+    words = (
+        r"renamed\.hdf5: 1 layer\(s\) of efficientnet_b0 are absent .* first 'stem_conv'; "
+        r"it has \(3, 3, 5, 32\) there, \(3, 3, 3, 32\) here; check profile\.network, its options and the number of"
+    )
+    renamed = shutil.copy(peer[1], tmp_path / "renamed.hdf5")
+    with pytest.raises(InputError, match=words):
+        small(tmp_path, str(renamed), profile=B0)
 
 
 def test_the_cell_painting_cnn_in_another_network(peer, tmp_path):
+    renamed = shutil.copy(peer[1], tmp_path / "renamed.hdf5")
     with pytest.raises(
         InputError, match=r"6 layer\(s\) of small_cnn are absent .* first 'block1_conv'; it has nothing"
     ):
-        small(tmp_path, str(peer[1]))
+        small(tmp_path, str(renamed))
 
 
 # --- frozen layers

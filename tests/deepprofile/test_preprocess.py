@@ -55,6 +55,66 @@ def test_minmax_is_by_crop_and_channel():
     assert (found[2, ..., 1] == 0).all()
 
 
+# --- percentile: the levels are those of the image
+def test_the_levels_of_an_image_are_its_percentiles():
+    image = np.random.default_rng(0).integers(0, 4000, (50, 61, 2)).astype("uint16")
+    one = preprocess(normalize="percentile", percentiles=(1, 99))
+    assert preprocess().own_levels(image) is None
+    expected = np.percentile(image, (1, 99), axis=(0, 1), method="inverted_cdf")
+    for kind in ("uint16", "float32"):
+        levels = one.own_levels(image.astype(kind))
+        np.testing.assert_array_equal(levels, expected)
+        assert (levels.dtype, levels.shape) == (np.float32, (2, 2))
+    np.testing.assert_array_equal(one.own_levels(image[:, ::-1]), expected)  # a view
+    xy = np.array([[20.0, 20.0], [40.0, 30.0]])
+    crops = one.cut(image, xy)
+    low, high = expected
+    scaled = np.clip((crops.astype("float64") - low) / (high - low), 0, 1)
+    np.testing.assert_allclose(one.scale(crops, levels, image.dtype), scaled, rtol=1e-5)
+
+
+@pytest.mark.parametrize("normalize", ["plate_control", "percentile"])
+def test_each_crop_may_have_levels_of_its_own(normalize):
+    crops = np.random.default_rng(0).integers(0, 400, (3, 8, 8, 2)).astype("uint16")
+    levels = np.stack([LEVELS, LEVELS + 20, 2 * LEVELS])
+    one = preprocess(normalize=normalize)
+    together = one.scale(crops, levels, crops.dtype)
+    for crop, level, scaled in zip(crops, levels, together, strict=True):
+        np.testing.assert_array_equal(one.scale(crop[None], level, crop.dtype)[0], scaled)
+
+
+# --- the eras of DeepProfiler before August 2024
+def test_legacy_over_max_divides_by_the_maximum_alone():
+    crops = np.random.default_rng(0).integers(100, 65536, (2, 8, 8, 2)).astype("uint16")
+    found = preprocess(normalize="legacy_over_max").scale(crops, None, crops.dtype)
+    x = crops.astype("float32")
+    low, high = x.min(axis=(1, 2), keepdims=True), x.max(axis=(1, 2), keepdims=True)
+    np.testing.assert_allclose(found, (x - low) / high, rtol=1e-6)
+    golden = preprocess(normalize="legacy_over_max").scale(one_crop(100, 1, 400, 4), None, crops.dtype)
+    assert golden.ravel().tolist() == [0, 0, 0.75, 0.75]  # never 1 where there is a background
+
+
+def test_zscore_is_by_crop_and_channel():
+    crops = np.random.default_rng(0).integers(0, 65536, (3, 8, 8, 2)).astype("uint16")
+    found = preprocess(normalize="zscore").scale(crops, None, crops.dtype)
+    np.testing.assert_allclose(found.mean(axis=(1, 2)), 0, atol=1e-6)
+    np.testing.assert_allclose(found.std(axis=(1, 2)), 1, rtol=1e-6)
+    moved = preprocess(normalize="zscore").scale(crops.astype("float32") * 3 + 50, None, np.dtype("float32"))
+    np.testing.assert_allclose(moved, found, atol=1e-5)
+
+
+@pytest.mark.parametrize("normalize", ["minmax", "legacy_over_max", "zscore"])
+@pytest.mark.parametrize("value", [0, 0.1, 7, -3])
+def test_flat_crops_become_zero(normalize, value):
+    crops = np.full((2, 8, 8, 2), value, "float32")
+    crops[1, 0, 0, 1] = -5 if value < 0 else 9  # one channel is not flat
+    found = preprocess(normalize=normalize).scale(crops, None, np.dtype("float32"))
+    assert np.isfinite(found).all()
+    assert not found[0].any()
+    assert not found[1, ..., 0].any()
+    assert found[1, ..., 1].any() == (value >= 0 or normalize != "legacy_over_max")
+
+
 # --- none
 @pytest.mark.parametrize(("kind", "largest"), [("uint8", 255), ("uint16", 65535), ("float32", 1)])
 def test_none_is_the_share_of_what_the_image_can_hold(kind, largest):
@@ -64,14 +124,15 @@ def test_none_is_the_share_of_what_the_image_can_hold(kind, largest):
         np.testing.assert_allclose(scaled, crops / np.float32(largest), rtol=1e-6)
 
 
-@pytest.mark.parametrize("normalize", ["plate_control", "minmax", "none"])
+@pytest.mark.parametrize("normalize", ["plate_control", "percentile", "minmax", "legacy_over_max", "zscore", "none"])
 def test_scaling_leaves_the_crops_as_they_were(normalize):
     crops = np.random.default_rng(0).random((2, 8, 8, 2), "float32") * 400
     before = crops.copy()
     scaled = preprocess(normalize=normalize).scale(crops, LEVELS, np.dtype("uint16"))
     np.testing.assert_array_equal(crops, before)
-    assert scaled.min() >= 0
-    assert scaled.max() <= 1
+    if normalize != "zscore":
+        assert scaled.min() >= 0
+        assert scaled.max() <= 1
 
 
 # --- cut and keep
@@ -158,7 +219,7 @@ def test_json_brings_back_the_same_object():
         {"size": 4},
         {"mode": "cut"},
         {"border": "wrap"},
-        {"normalize": "zscore"},
+        {"normalize": "over_max"},
         {"percentiles": (99, 1)},
         {"percentiles": (0, 101)},
         {"percentiles": (1,)},
