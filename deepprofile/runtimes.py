@@ -248,6 +248,9 @@ def _run_openvino(graph: dict[str, bytes], shape: tuple[int, ...], precision: st
         finally:
             free.put(request)
 
+    # once by this thread alone: two threads making the first inferences of a process were seen to wait for each other
+    # for ever, in what OpenVINO sets up there for numpy types (2026.4)
+    run(np.zeros(shape, np.float32))
     return run
 
 
