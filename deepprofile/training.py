@@ -446,7 +446,7 @@ class _Weights(keras.callbacks.Callback):
 
 def profile_scores(study: Study, weights: Path, epoch: int) -> dict[str, float]:
     """Precision at R of the profiles that the network in `weights` makes of the whole study."""
-    name = f"{study.profile.network}_{train_section(study).name}_epoch{epoch}"
+    name = f"{study.profile.network}_{train_section(study).name}-epoch{epoch}"
     chosen = study.profile.model_copy(update={"weights": str(weights), "model": name})
     baselines = tuple(name for name in study.scores.baselines if name != "untrained")  # which has stages of its own
     scores = study.scores.model_copy(update={"baselines": baselines})

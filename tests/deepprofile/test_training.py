@@ -316,7 +316,7 @@ def test_scores_while_it_trains(study):
     assert scores
     assert rows[scores].isna().iloc[0].all()
     assert rows[scores].notna().iloc[1].any()
-    assert (settings.root / "profiles/small_cnn_trained_epoch2/deep/consensus.parquet").exists()
+    assert (settings.root / "profiles/small_cnn_trained-epoch2/deep/consensus.parquet").exists()
 
 
 def test_profiles_that_cannot_be_scored_do_not_stop_a_training(study, caplog):
