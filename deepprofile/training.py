@@ -445,9 +445,10 @@ class _Weights(keras.callbacks.Callback):
 
 
 def profile_scores(study: Study, weights: Path, epoch: int) -> dict[str, float]:
-    """Precision at R of the profiles that the network in `weights` makes of the whole study."""
+    """Precision at R of the profiles that the network in `weights` makes of the whole study, by its first layer."""
     name = f"{study.profile.network}_{train_section(study).name}-epoch{epoch}"
-    chosen = study.profile.model_copy(update={"weights": str(weights), "model": name})
+    layer = study.profile.layers[0]
+    chosen = study.profile.model_copy(update={"weights": str(weights), "model": name, "layer": layer})
     baselines = tuple(name for name in study.scores.baselines if name != "untrained")  # which has stages of its own
     scores = study.scores.model_copy(update={"baselines": baselines})
     twin = study.model_copy(update={"profile": chosen, "scores": scores})
