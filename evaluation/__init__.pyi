@@ -12,7 +12,14 @@ from .figures import score_figure as score_figure
 from .figures import similarity_figure as similarity_figure
 from .metrics import enrichment as enrichment
 from .metrics import precision_at_r as precision_at_r
+from .nearest import moa_accuracy as moa_accuracy
+from .nearest import nearest_class as nearest_class
 from .operations import evaluate as evaluate
 from .scores import Scores as Scores
 from .scores import score as score
 from .similarity import cosine as cosine
+from .statistics import bootstrap as bootstrap
+from .statistics import venkatraman as venkatraman
+from .statistics import wilcoxon as wilcoxon
+from .tasks import task_metrics as task_metrics
+from .tasks import task_summary as task_summary
