@@ -23,3 +23,17 @@ from .statistics import venkatraman as venkatraman
 from .statistics import wilcoxon as wilcoxon
 from .tasks import task_metrics as task_metrics
 from .tasks import task_summary as task_summary
+from .batch import component_association as component_association
+from .batch import group_association as group_association
+from .batch import mixing as mixing
+from .clusters import class_similarity as class_similarity
+from .clusters import cluster as cluster
+from .clusters import cluster_enrichment as cluster_enrichment
+from .clusters import cluster_table as cluster_table
+from .dose import fit_dose_response as fit_dose_response
+from .subsets import largest_classes as largest_classes
+from .subsets import phenotype_strength as phenotype_strength
+from .subsets import split_labels as split_labels
+from .subsets import strongest as strongest
+from .subsets import subset_scores as subset_scores
+from .subsets import write_treatments as write_treatments

@@ -12,7 +12,7 @@ KEYS = ["Metadata_Compound", "Metadata_Concentration", "Metadata_moa"]
 def treatments(wells):
     treated = wells[wells["Metadata_Compound"] != "DMSO"]
     features = [c for c in wells if not c.startswith("Metadata_")]
-    return treated.groupby(KEYS)[features].mean().reset_index()
+    return treated.groupby(KEYS)[features].mean().reset_index().copy()
 
 
 def accuracy(table, similarity, **settings):
@@ -38,12 +38,13 @@ def test_bbbc021_with_plate_scores(data):
 
 @pytest.mark.data
 def test_bbbc021_feature_selected(data):
-    wells = pd.read_csv(data / "bbbc021_profiles" / "BBBC021_feature_selected_mad_robustize.csv.gz")
+    wells = pd.read_csv(data / "bbbc021_profiles" / "BBBC021_feature_selected_mad_robustize.csv.gz").copy()
     table = treatments(wells)
     assert accuracy(table, "pearson")["NSC"] == pytest.approx(0.9126, abs=5e-5)
     # two MOAs lie in one batch and cannot be found outside it
     batch = wells.assign(Metadata_Batch=wells["Metadata_Plate"].str.split("_").str[0])
-    weeks = batch[batch["Metadata_Compound"] != "DMSO"].groupby(KEYS)["Metadata_Batch"].agg(lambda w: "|".join(sorted(set(w))))
+    treated = batch[batch["Metadata_Compound"] != "DMSO"]
+    weeks = treated.groupby(KEYS)["Metadata_Batch"].agg(lambda week: "|".join(sorted(set(week))))
     table = table.merge(weeks.reset_index())
     got = moa_accuracy(table, labels=KEYS[2], compound=KEYS[0], batch="Metadata_Batch").table.set_index("rule")
     assert got.loc["NSC", ["n", "left_out"]].tolist() == [103, 0]
@@ -96,7 +97,8 @@ def test_random_profiles_are_called_by_chance():
     rng = np.random.default_rng(2)
     shares = []
     for _ in range(30):
-        table = pd.DataFrame(rng.normal(size=(60, 20))).add_prefix("f").assign(moa=np.arange(60) % 3, compound=np.arange(60))
+        table = pd.DataFrame(rng.normal(size=(60, 20))).add_prefix("f")
+        table = table.assign(moa=np.arange(60) % 3, compound=np.arange(60))
         got = moa_accuracy(table, labels="moa", compound="compound", features=[f"f{k}" for k in range(20)]).table
         shares.append(got["accuracy"][0])
     assert abs(np.mean(shares) - 19 / 59) < 4 * np.std(shares) / np.sqrt(30)
@@ -107,9 +109,9 @@ def test_ties_and_votes():
     near = precomputed([[0, 5, 5, 1], [5, 0, 2, 3], [5, 2, 0, 4], [1, 3, 4, 0]])
     got = nearest_class(near, np.array([0, 0, 1, 1]))
     assert got.correct.tolist() == [0.5, 1.0, 0.0, 1.0]
-    # two votes each way: of the second, 5 of its own label against 3; the third has one of each, 5 against 4
+    # one vote each way: the nearer side wins, 5 against 3, 5 against 4 (the third is called 0), 4 against 3
     votes = nearest_class(near, np.array([0, 0, 1, 1]), k=2)
-    assert votes.correct.tolist() == [0.5, 1.0, 0.0, 0.0]
+    assert votes.correct.tolist() == [0.5, 1.0, 0.0, 1.0]
     missing = nearest_class(near, np.array([0, 0, -1, 1]))
     assert missing.called.tolist()[:3] == [0, 0, -1]
     assert np.isnan(missing.correct[2:]).all()

@@ -2,7 +2,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -36,12 +36,13 @@ def test_published_p_values(data, models, p):
 
 
 def test_legacy_lets_noise_break_ties():
-    a, b = np.array([0.58, 0.53, 0.70]), np.array([0.57, 0.52, 0.72])
+    a, b = np.array([0.3, 0.2, 0.7]), np.array([0.2, 0.1, 0.72])
     assert wilcoxon(a, b).ties == 2
     assert wilcoxon(a, b, legacy=True).ties == 0
 
 
 # --- parity: scipy, where nothing ties; all signs, where something does
+@settings(deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from(["greater", "less", "two-sided"]))
 def test_untied_is_scipys(seed, alternative):
     a, b = np.random.default_rng(seed).normal(size=(2, 15))
@@ -49,6 +50,7 @@ def test_untied_is_scipys(seed, alternative):
     assert wilcoxon(a, b, alternative=alternative).p == pytest.approx(expected.pvalue, rel=1e-9)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(-3, 3), min_size=1, max_size=9))
 def test_tied_is_the_share_of_all_signs(differences):
     d = np.array(differences, dtype=float)

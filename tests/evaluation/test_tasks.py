@@ -1,7 +1,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics
 
@@ -11,6 +11,7 @@ from evaluation.tasks import METRICS, binary_metrics
 
 
 # --- parity: scikit-learn
+@settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10**6), st.integers(2, 20))
 def test_metrics_are_scikit_learns(seed, levels):
     rng = np.random.default_rng(seed)
