@@ -1,9 +1,10 @@
 """Average precision of profiles and groups under rules of who matches whom; no pair table but the matches themselves.
 
-A positive pair agrees in all of `pos_sameby` and differs in each of `pos_diffby`, a negative pair likewise. Each profile
-ranks its positives among its negatives. Columns, rules and values are those of copairs 0.5.5; ties and p are ours.
+A positive pair agrees in all of `pos_sameby` and differs in each of `pos_diffby`, a negative pair likewise. Each
+profile ranks its positives among its negatives. Columns, rules and values are those of copairs 0.5.5; ties and p are ours.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -51,7 +52,7 @@ class Rules:
         order = np.argsort(self.pos_same, kind="stable")
         edges = np.flatnonzero(np.diff(self.pos_same[order], prepend=-1, append=-1))
         queries, partners = [], []
-        for start, stop in zip(edges[:-1], edges[1:], strict=True):
+        for start, stop in itertools.pairwise(edges):
             if stop - start < 2:
                 continue
             members = order[start:stop]
@@ -190,8 +191,9 @@ def multilabel_average_precision(
     for i, cell in enumerate(labels):
         holds[i, [place[label] for label in cell]] = 1
     plain = [[c for c in by if c != multilabel_col] for by in (pos_sameby, pos_diffby, neg_sameby, neg_diffby)]
+    meta = meta.drop(columns=multilabel_col)
     meta, rules, similarity, _ = _prepared(
-        meta.drop(columns=multilabel_col), feats, *plain, distance=distance, needs_rule=False
+        meta, feats, plain[0], plain[1], plain[2], plain[3], distance, needs_rule=False
     )
     shared = multilabel_col in neg_sameby
 
@@ -199,25 +201,24 @@ def multilabel_average_precision(
         return rules.negatives(rows, columns) & ((holds[rows] @ holds[columns].T > 0) == shared)
 
     entries, queries, partners, heads = [], [], [], []
-    count = 0
+    count: int = 0
     for k in range(len(names)):
         members = np.flatnonzero(holds[:, k])
         i, j = np.nonzero(rules.positives(members, members))
         used, local = np.unique(i, return_inverse=True)
-        entries.append(local.reshape(-1) + count)
+        entries.append(local.reshape(-1).astype(np.int64) + count)
         queries.append(members[i])
         partners.append(members[j])
         heads.append(pd.DataFrame({"row": members[used], multilabel_col: names[k]}))
         count += len(used)
     if not count:
         raise InputError(_no_pairs("positive", pos_sameby, pos_diffby))
-    scores, n_positive, n_by_row, _ = _scores(
-        similarity, negatives, *map(np.concatenate, (queries, partners, entries)), count, ties
-    )
+    query, partner, entry = (np.concatenate(part) for part in (queries, partners, entries))
+    scores, n_positive, n_by_row, _ = _scores(similarity, negatives, query, partner, entry, count, ties)
     if not n_by_row.any():
         raise InputError(_no_pairs("negative", neg_sameby, neg_diffby))
     head = pd.concat(heads, ignore_index=True)
-    n_total = n_positive + n_by_row[head["row"]]
+    n_total = n_positive + n_by_row[head["row"].to_numpy()]
     head = head.assign(n_pos_pairs=n_positive, n_total_pairs=n_total, average_precision=scores)
     head["normalized_average_precision"] = normalized_ap(scores, n_positive, n_total)
     return meta.iloc[head["row"]].reset_index(drop=True).join(head.drop(columns="row"))
@@ -387,7 +388,9 @@ def _prepared(
         if needs_rule and not same and not diff:
             raise InputError(f"{kind}_sameby and {kind}_diffby are both empty; name the columns that make such a pair")
         if both := set(same) & set(diff):
-            raise InputError(f"{min(both)!r} is in {kind}_sameby and in {kind}_diffby; no pair agrees and differs in it")
+            raise InputError(
+                f"{min(both)!r} is in {kind}_sameby and in {kind}_diffby; no pair agrees and differs in it"
+            )
     for place, names in columns.items():
         require_columns(meta, names, place)
         if lost := [name for name in names if meta[name].isna().any()]:
@@ -535,8 +538,8 @@ def _scores(
     value = np.empty(len(query), dtype=np.float32)
     above, level = np.zeros(len(query), dtype=np.int64), np.zeros(len(query), dtype=np.int64)
     n_negative = np.zeros(n, dtype=np.int64)
-    edges = list(range(0, n, _TILE)) + [n]
-    blocks = [slice(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    edges = [*list(range(0, n, _TILE)), n]
+    blocks = [slice(a, b) for a, b in itertools.pairwise(edges)]
     tiles = {}
     # positives first: what they are compared with comes in any order
     for rows in blocks:
@@ -563,9 +566,7 @@ def _scores(
             np.copyto(tile, -np.inf, where=~mask)
             _count(tile, mask, rows, first, value, above, level, n_negative)
             if columns != rows:
-                _count(
-                    np.ascontiguousarray(tile.T), mask.T, columns, first, value, above, level, n_negative
-                )
+                _count(np.ascontiguousarray(tile.T), mask.T, columns, first, value, above, level, n_negative)
     counts = np.bincount(entry, minlength=n_entries)
     tied = np.bincount(entry, level, minlength=n_entries) > 0
     return _means(entry, value, above, level, counts, ties), counts, n_negative, tied
@@ -575,7 +576,7 @@ def _of_pairs(similarity: Similarity, a: Codes, b: Codes) -> Floats32:
     """Similarity of some pairs; a row of the queries at a time where a tile would hold mostly others."""
     found = np.empty(len(a), dtype=np.float32)
     edges = np.flatnonzero(np.diff(a, prepend=-1, append=-1))
-    for start, stop in zip(edges[:-1], edges[1:], strict=True):
+    for start, stop in itertools.pairwise(edges):
         low, high = int(b[start:stop].min()), int(b[start:stop].max()) + 1
         if high - low <= 4 * (stop - start):
             found[start:stop] = similarity.tile(slice(a[start], a[start] + 1), slice(low, high))[0, b[start:stop] - low]
@@ -691,5 +692,3 @@ def _marked(found: pd.DataFrame, threshold: float) -> pd.DataFrame:
     found["below_p"] = found["p_value"] < threshold
     found["below_corrected_p"] = found["corrected_p_value"] < threshold
     return found
-
-

@@ -6,7 +6,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy.stats import chi2, f as f_distribution
+from scipy.stats import chi2
+from scipy.stats import f as f_distribution
 
 from cytominer_tools.columns import WELL, feature_columns, require_columns, well_name
 from cytominer_tools.errors import InputError
@@ -97,7 +98,17 @@ def group_association(
         a, b, c, d = counts[name].tolist()
         share, expected = np.nanmean(np.concatenate(nearest[name], axis=1), axis=1)
         defined = a + c > 0 and b + d > 0 and a + b > 0
-        reason = "" if defined else ("no two wells share one" if not a + c else "all wells share one" if not b + d else "no pair is above the percentile")
+        reason = (
+            ""
+            if defined
+            else (
+                "no two wells share one"
+                if not a + c
+                else "all wells share one"
+                if not b + d
+                else "no pair is above the percentile"
+            )
+        )
         half = (a + 0.5) * (d + 0.5) / ((b + 0.5) * (c + 0.5))
         rows.append(
             {

@@ -19,9 +19,7 @@ CUT = 1 - np.cos(np.pi / 3)  # rows within 60 degrees
 Linkage = Literal["average", "single", "complete"]
 
 
-def cluster(
-    X: npt.ArrayLike, *, method: Linkage = "average", cut: float = CUT
-) -> tuple[Codes, Codes]:
+def cluster(X: npt.ArrayLike, *, method: Linkage = "average", cut: float = CUT) -> tuple[Codes, Codes]:
     """Hierarchical clusters at a cosine distance, by default of 60 degrees.
 
     Parameters
@@ -205,7 +203,7 @@ def cluster_table(
         inside = codes == number
         local = np.bincount(name[inside & (name >= 0)], minlength=len(replicates))
         present = local > 0
-        row = {
+        row: dict[str, object] = {
             "cluster": int(number),
             "size": int(inside.sum()),
             "treatments": int(present.sum()),

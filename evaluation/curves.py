@@ -62,7 +62,9 @@ class PairOrder:
             stop = min(start + step, n)
             values = self.similarity.tile(slice(start, stop), slice(start, None))
             if not np.isfinite(values).all():
-                raise InputError(f"{self.similarity.name}: a similarity is not finite; leave out the rows that cause it")
+                raise InputError(
+                    f"{self.similarity.name}: a similarity is not finite; leave out the rows that cause it"
+                )
             values[np.tril_indices(stop - start)] = -np.inf
             if self.exclude is not None:
                 for codes in self.exclude.T:
@@ -217,7 +219,7 @@ class MatchRanks:
         """Expected number of matches among the first `depth` (one for all rows or one a row) candidates of each row."""
         places = np.broadcast_to(np.asarray(depth, dtype=np.float64), self.n_candidates.shape)[self.query]
         share = np.clip((places - self.above) / self.level, 0, 1)
-        return np.bincount(self.query, share, minlength=len(self.n_candidates))
+        return np.bincount(self.query, share, minlength=len(self.n_candidates)).astype(np.float64)
 
     def take(self, rows: npt.ArrayLike) -> "MatchRanks":
         """Only some queries, among the same candidates (how a subset is averaged: `rows` are booleans)."""
@@ -268,7 +270,8 @@ def match_ranks(similarity: Similarity, labels: npt.ArrayLike, *, exclude: npt.A
     if not consumer.parts:
         nothing = np.empty(0, dtype=np.int64)
         return MatchRanks(nothing, nothing, nothing, consumer.candidates)
-    return MatchRanks(*map(np.concatenate, zip(*consumer.parts, strict=True)), consumer.candidates)
+    query, above, level = (np.concatenate(part) for part in zip(*consumer.parts, strict=True))
+    return MatchRanks(query, above, level, consumer.candidates)
 
 
 def precision_recall_curve(ranks: MatchRanks, depths: Sequence[int] = (1, 5, 10, 20, 50)) -> pd.DataFrame:

@@ -38,13 +38,12 @@ class DoseResponse:
     r2: float
     n: int
     reason: str
+    _middle: float = np.nan
 
     def __call__(self, concentrations: npt.ArrayLike) -> Floats:
         """The curve; NaN if nothing was fitted."""
         away = np.log10(self._middle) - np.log10(np.asarray(concentrations, dtype=np.float64))
         return self.low + (self.high - self.low) / (1 + 10 ** np.clip(self.slope * away, -300, 300))
-
-    _middle: float = np.nan
 
 
 def fit_dose_response(
@@ -90,7 +89,8 @@ def fit_dose_response(
     n_free = 2 if fixed else 4
     if len(np.unique(x)) < n_free:
         words = f"{len(np.unique(x))} concentrations: at least {n_free} are needed"
-        return DoseResponse(*[np.nan] * 7, len(y), words)
+        lost = np.nan
+        return DoseResponse(lost, lost, lost, lost, lost, lost, lost, len(y), words)
     floor, top = bounds if bounds is not None else (-np.inf, np.inf)
     lowest, highest = float(x.min()), float(x.max())
     reach = highest - lowest

@@ -171,8 +171,8 @@ def moa_accuracy(
         raise InputError(f"similarity {similarity!r} is not known; choose one of {', '.join(SIMILARITIES)}")
     rows = np.flatnonzero(treatments[labels].notna().to_numpy())
     kept = treatments.iloc[rows].reset_index(drop=True)
-    codes, names = pd.factorize(kept[labels], sort=True)
-    names = [str(name) for name in names]
+    codes, known = pd.factorize(kept[labels], sort=True)
+    names = [str(name) for name in known]
     near = SIMILARITIES[similarity](finite_features(kept, feature_columns(kept, features)))
     outside = {c: pd.factorize(kept[c])[0].astype(np.int64) for c in [compound, *([batch] if batch else [])]}
     rules = {"all": [], "NSC": [compound]} | ({"NSCB": [compound, batch]} if batch else {})
@@ -214,9 +214,7 @@ def moa_accuracy(
                 }
             )
         )
-    return MoaAccuracy(
-        pd.DataFrame(table), pd.DataFrame(classes), confusion, pd.concat(calls, ignore_index=True)
-    )
+    return MoaAccuracy(pd.DataFrame(table), pd.DataFrame(classes), confusion, pd.concat(calls, ignore_index=True))
 
 
 def _chance(queries: npt.NDArray[np.integer], codes: npt.NDArray[np.integer]) -> float:

@@ -147,9 +147,7 @@ class _Ranks:
         block[rows[:, None] == self.base[None, :]] = np.inf  # nobody is above oneself, and no pair is with oneself
         return block
 
-    def _counts(
-        self, rows: Codes, ranked: npt.NDArray[np.float32], beside: int
-    ) -> npt.NDArray[np.int32]:
+    def _counts(self, rows: Codes, ranked: npt.NDArray[np.float32], beside: int) -> npt.NDArray[np.int32]:
         """How many of all profiles are above each pair of `rows`, of which the first `beside` are not in `base`."""
         near = self.similarity.take(rows).rows(0, len(rows))
         np.fill_diagonal(near, -np.inf)
@@ -190,9 +188,7 @@ class _Ranks:
         return np.concatenate([_mean_ap(above, draws[at : at + step]) for at in range(0, len(draws), step)])
 
 
-def _distinct(
-    rng: np.random.Generator, size: int, k: int, total: int, first: int, pool: int
-) -> npt.NDArray[np.int64]:
+def _distinct(rng: np.random.Generator, size: int, k: int, total: int, first: int, pool: int) -> npt.NDArray[np.int64]:
     """`size` draws of k different places: each of `first` is itself, the rest stand for `pool` places behind them."""
 
     def draw(rows: int) -> npt.NDArray[np.int64]:
@@ -296,6 +292,6 @@ def _random_ap(positives: int, total: int, size: int, seed: int) -> npt.NDArray[
         places = np.tile(np.arange(total, dtype=kind), (min(step, size - start), 1))
         rng.permuted(places, axis=1, out=places)
         hits = np.sort(places[:, :positives], axis=1)
-        precision = np.arange(1, positives + 1, dtype=np.float32) / (hits + 1)
+        precision: npt.NDArray[Any] = np.arange(1, positives + 1, dtype=np.float32) / np.add(hits, 1)
         found.append((precision.sum(axis=1) / positives).astype(np.float32))
     return np.concatenate(found)

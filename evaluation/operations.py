@@ -6,6 +6,7 @@ counts twice except in replicate_reproducibility, which makes p of enrichment fa
 many. What crashed is defined: a group without replicates is NaN.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
@@ -97,7 +98,9 @@ def evaluate(
     profiles = profiles.reset_index(drop=True)
     if operation == "grit":
         if not isinstance(replicate_groups, dict) or set(replicate_groups) != {"profile_col", "replicate_group_col"}:
-            raise InputError('replicate_groups: grit expects {"profile_col": a column, "replicate_group_col": a column}')
+            raise InputError(
+                'replicate_groups: grit expects {"profile_col": a column, "replicate_group_col": a column}'
+            )
         replicates = [replicate_groups["profile_col"], replicate_groups["replicate_group_col"]]
     elif operation == "mp_value" and isinstance(replicate_groups, str):
         replicates = [replicate_groups]
@@ -148,7 +151,7 @@ def _groups(table: pd.DataFrame, columns: list[str]) -> tuple[Codes, pd.DataFram
     text = pd.DataFrame({name: table[name].astype(object).map(str) for name in columns})
     grouped = text.groupby(columns, sort=True)
     keys = text.assign(_code=grouped.ngroup()).drop_duplicates("_code").sort_values("_code")
-    return grouped.ngroup().to_numpy(dtype=np.int64), keys[columns].reset_index(drop=True)
+    return grouped.ngroup().to_numpy().astype(np.int64), keys[columns].reset_index(drop=True)
 
 
 def _similarity(X: Floats, metric: str) -> Similarity:
@@ -217,7 +220,7 @@ def _stretches(similarity: Similarity, groups: Codes) -> Iterator[tuple[slice, F
     edges = np.flatnonzero(np.diff(groups, prepend=-1, append=groups[-1] + 1 if len(groups) else 0))
     step = max(1, _HELD // (16 * max(similarity.n, 1)))
     held, start = np.empty((0, 0), dtype=np.float32), 0
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in itertools.pairwise(edges):
         if high > start + len(held):
             start = int(low)
             held = similarity.rows(start, min(max(start + step, int(high)), similarity.n))
@@ -329,7 +332,9 @@ def _mp_value(
     X = finite_features(profiles, features)
     is_control = profiles[column].isin(list(controls)).to_numpy()
     if is_control.sum() < 2:
-        raise InputError(f"grit_control_perts: {is_control.sum()} row(s) of {column} are controls; at least 2 are needed")
+        raise InputError(
+            f"grit_control_perts: {is_control.sum()} row(s) of {column} are controls; at least 2 are needed"
+        )
     control = X[is_control]
     found = []
     # missing values are no group here, in the peer as well
@@ -397,4 +402,4 @@ def _solve(a: Floats, b: Floats) -> Floats:
     try:
         return np.linalg.solve(a, b)
     except np.linalg.LinAlgError:  # duplicated rows
-        return np.linalg.pinv(a, hermitian=True) @ b
+        return np.asarray(np.linalg.pinv(a, hermitian=True) @ b, dtype=np.float64)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -87,9 +87,7 @@ def wilcoxon(
         z = (statistic - n * (n + 1) / 4) / spread
         upper, lower = float(norm.sf(z)), float(norm.cdf(z))
     p = {"greater": upper, "less": lower, "two-sided": min(1.0, 2 * min(upper, lower))}[alternative]
-    return Wilcoxon(
-        len(d), zeros, int(sizes[sizes > 1].sum()), statistic, min(p, 1.0), "exact" if exact else "normal"
-    )
+    return Wilcoxon(len(d), zeros, int(sizes[sizes > 1].sum()), statistic, min(p, 1.0), "exact" if exact else "normal")
 
 
 def _sums(weights: Codes) -> Floats:
@@ -115,7 +113,7 @@ class Interval:
 def bootstrap(
     values: npt.ArrayLike,
     *,
-    statistic: Callable[[Floats], float] = np.mean,
+    statistic: Callable[[Floats], Any] = np.mean,
     groups: npt.ArrayLike | None = None,
     draws: int = 2000,
     level: float = 0.95,
@@ -140,25 +138,25 @@ def bootstrap(
     InputError
         A length or the level is wrong.
     """
-    values = np.asarray(values, dtype=np.float64)
+    table = np.asarray(values, dtype=np.float64)
     if not 0 < level < 1 or draws < 1:
         raise InputError(f"level={level}, draws={draws}: expected a share such as 0.95, and 1 or more")
-    codes = np.arange(len(values)) if groups is None else np.asarray(groups)
-    if codes.shape != (len(values),):
-        raise InputError(f"groups: expected {len(values)} codes, one a value; got shape {codes.shape}")
-    known = ~np.isnan(values.reshape(len(values), -1)).any(axis=1)
-    values, codes = values[known], np.unique(codes[known], return_inverse=True)[1].reshape(-1)
-    if not len(values):
+    codes = np.arange(len(table)) if groups is None else np.asarray(groups)
+    if codes.shape != (len(table),):
+        raise InputError(f"groups: expected {len(table)} codes, one a value; got shape {codes.shape}")
+    known = ~np.isnan(table.reshape(len(table), -1)).any(axis=1)
+    table, codes = table[known], np.unique(codes[known], return_inverse=True)[1].reshape(-1)
+    if not len(table):
         return Interval(np.nan, np.nan, np.nan, 0)
     order = np.argsort(codes, kind="stable")
     members = np.split(order, np.flatnonzero(np.diff(codes[order])) + 1)
-    single = len(members) == len(values)
+    single = len(members) == len(table)
     found = np.empty(draws)
     for k in range(draws):
         chosen = rng.integers(0, len(members), len(members))
-        found[k] = statistic(values[order[chosen] if single else np.concatenate([members[c] for c in chosen])])
+        found[k] = statistic(table[order[chosen] if single else np.concatenate([members[c] for c in chosen])])
     low, high = np.nanquantile(found, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(statistic(values)), float(low), float(high), len(members))
+    return Interval(float(statistic(table)), float(low), float(high), len(members))
 
 
 @dataclass(frozen=True)

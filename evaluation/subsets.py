@@ -130,7 +130,9 @@ def subset_scores(
         own = ranks.take(kept)
         has = own.n_matches > 0
         at_r = own.within(np.maximum(own.n_matches, 1))[has] / own.n_matches[has]
-        rows.append((name, "precision", "R = matches", "full set", float(at_r.mean()) if has.any() else np.nan, int(has.sum())))
+        rows.append(
+            (name, "precision", "R = matches", "full set", float(at_r.mean()) if has.any() else np.nan, int(has.sum()))
+        )
         places = np.flatnonzero(kept)
         part = similarity.take(places)
         curve = enrichment_curve(part, codes[places], [percentile], exclude=outside[places]).iloc[0]
@@ -184,4 +186,3 @@ def split_labels(labels: pd.Series, separator: str = "|") -> pd.Series:
     [['a', 'b'], []]
     """
     return labels.map(lambda cell: [part.strip() for part in str(cell).split(separator)] if pd.notna(cell) else [])
-

@@ -1,4 +1,4 @@
-from itertools import combinations, permutations
+from itertools import combinations, pairwise, permutations
 
 import numpy as np
 import pandas as pd
@@ -129,7 +129,7 @@ def test_ties_are_the_mean_over_orders(seed):
         others = [j for j in range(6) if j != query]
         values = []
         for order in permutations(others):
-            if all(near[query, a] >= near[query, b] for a, b in zip(order, order[1:], strict=False)):
+            if all(near[query, a] >= near[query, b] for a, b in pairwise(order)):
                 hit = np.array([meta["label"][j] == meta["label"][query] for j in order])
                 values.append((np.cumsum(hit) / np.arange(1, 6))[hit].mean())
         assert got[query] == pytest.approx(np.mean(values), rel=1e-12)

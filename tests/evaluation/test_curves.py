@@ -1,4 +1,3 @@
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -23,7 +22,11 @@ from evaluation.similarity import precomputed
 def problem(seed, n=30, levels=None, classes=5):
     rng = np.random.default_rng(seed)
     values = rng.normal(size=(n, n)) if levels is None else rng.integers(0, levels, (n, n))
-    return precomputed(np.triu(values, 1) + np.triu(values, 1).T), rng.integers(-1, classes, n), rng.integers(-1, 6, (n, 1))
+    return (
+        precomputed(np.triu(values, 1) + np.triu(values, 1).T),
+        rng.integers(-1, classes, n),
+        rng.integers(-1, 6, (n, 1)),
+    )
 
 
 # --- parity: numpy over a list of all pairs

@@ -87,9 +87,7 @@ def test_precision_recall_is_the_peers(lincs, groups, by, precision, recall):
 
 @pytest.mark.data
 def test_hits_are_the_peers(lincs):
-    hits, scores = run(
-        lincs, [SAMPLE], "hitk", groupby_columns=["Metadata_Well"], hitk_percent_list=[1, 2, 5, 10, 100]
-    )
+    hits, scores = run(lincs, [SAMPLE], "hitk", groupby_columns=["Metadata_Well"], hitk_percent_list=[1, 2, 5, 10, 100])
     assert (len(hits), sum(hits)) == (2496, 221652)
     assert scores == {1: 437, 2: 666, 5: 928, 10: 1074, 100: 0}
     assert run(lincs, [MOA], "hitk", groupby_columns=["Metadata_Well"])[1] == {2: 690, 5: 984, 10: 1147}

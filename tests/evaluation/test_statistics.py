@@ -9,7 +9,6 @@ from scipy import stats
 from cytominer_tools.errors import InputError
 from evaluation import bootstrap, venkatraman, wilcoxon
 
-
 # --- published: the one-sided p of few-shot models, 139 of 140 by the rule that scipy had; released task means
 PUBLISHED = {
     ("8", "protonet_cp+", "multitask_cp"): 7.89e-01,
