@@ -1,7 +1,7 @@
-from .average_precision import average_precision as average_precision
-from .average_precision import mean_average_precision as mean_average_precision
-from .average_precision import mean_average_precision_hierarchical as mean_average_precision_hierarchical
-from .average_precision import multilabel_average_precision as multilabel_average_precision
+from .precision import average_precision as average_precision
+from .precision import mean_average_precision as mean_average_precision
+from .precision import mean_average_precision_hierarchical as mean_average_precision_hierarchical
+from .precision import multilabel_average_precision as multilabel_average_precision
 from .batch import component_association as component_association
 from .batch import group_association as group_association
 from .batch import mixing as mixing

@@ -18,7 +18,7 @@ _CHUNK = 1 << 22  # numbers held at a time
 
 
 class PairRules(Protocol):
-    """Who is a positive pair and who a negative one, as in `evaluation.average_precision.Rules`."""
+    """Who is a positive pair and who a negative one, as in `evaluation.precision.Rules`."""
 
     def positives(self, rows: Codes, columns: Codes) -> npt.NDArray[np.bool_]:
         """Shape (rows, columns)."""

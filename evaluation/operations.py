@@ -84,8 +84,8 @@ def evaluate(
     Raises
     ------
     InputError
-        A column is absent, a feature is not finite, a row is constant, controls are fewer than two, a profile of grit is
-        in two groups, or a setting is not one above.
+        A column is absent, a feature is not finite, a row is constant, controls are fewer than two, a profile of grit
+        is in two groups, or a setting is not one above.
 
     References
     ----------
@@ -400,6 +400,6 @@ def _mahalanobis(scores: Floats, member: npt.NDArray[np.bool_]) -> Floats:
 
 def _solve(a: Floats, b: Floats) -> Floats:
     try:
-        return np.linalg.solve(a, b)
+        return np.asarray(np.linalg.solve(a, b), dtype=np.float64)
     except np.linalg.LinAlgError:  # duplicated rows
         return np.asarray(np.linalg.pinv(a, hermitian=True) @ b, dtype=np.float64)

@@ -1,7 +1,8 @@
 """Average precision of profiles and groups under rules of who matches whom; no pair table but the matches themselves.
 
 A positive pair agrees in all of `pos_sameby` and differs in each of `pos_diffby`, a negative pair likewise. Each
-profile ranks its positives among its negatives. Columns, rules and values are those of copairs 0.5.5; ties and p are ours.
+profile ranks its positives among its negatives. Columns, rules and values are those of copairs 0.5.5; ties and p are
+ours.
 """
 
 import itertools
@@ -204,11 +205,11 @@ def multilabel_average_precision(
     count: int = 0
     for k in range(len(names)):
         members = np.flatnonzero(holds[:, k])
-        i, j = np.nonzero(rules.positives(members, members))
-        used, local = np.unique(i, return_inverse=True)
+        one, other = np.nonzero(rules.positives(members, members))
+        used, local = np.unique(one, return_inverse=True)
         entries.append(local.reshape(-1).astype(np.int64) + count)
-        queries.append(members[i])
-        partners.append(members[j])
+        queries.append(members[one])
+        partners.append(members[other])
         heads.append(pd.DataFrame({"row": members[used], multilabel_col: names[k]}))
         count += len(used)
     if not count:

@@ -13,7 +13,7 @@ from evaluation import (
     mean_average_precision_hierarchical,
     multilabel_average_precision,
 )
-from evaluation.average_precision import expected_ap
+from evaluation.precision import expected_ap
 
 peer = pytest.importorskip("copairs.map")
 SAMPLE = ["Metadata_broad_sample"]
