@@ -1,7 +1,3 @@
-from .precision import average_precision as average_precision
-from .precision import mean_average_precision as mean_average_precision
-from .precision import mean_average_precision_hierarchical as mean_average_precision_hierarchical
-from .precision import multilabel_average_precision as multilabel_average_precision
 from .batch import component_association as component_association
 from .batch import group_association as group_association
 from .batch import mixing as mixing
@@ -23,6 +19,10 @@ from .metrics import precision_at_r as precision_at_r
 from .nearest import moa_accuracy as moa_accuracy
 from .nearest import nearest_class as nearest_class
 from .operations import evaluate as evaluate
+from .precision import average_precision as average_precision
+from .precision import mean_average_precision as mean_average_precision
+from .precision import mean_average_precision_hierarchical as mean_average_precision_hierarchical
+from .precision import multilabel_average_precision as multilabel_average_precision
 from .scores import Scores as Scores
 from .scores import score as score
 from .similarity import cosine as cosine

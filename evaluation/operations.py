@@ -235,17 +235,21 @@ def _precision_recall(
         raise InputError(f"precision_recall_k={bad[0]}: expected whole numbers from 1 on")
     hits, total = np.zeros((len(sizes), len(keys))), np.zeros(len(keys))
     for group, (rows, block) in enumerate(_stretches(similarity, groups)):
-        same = (codes[rows, None] == codes[None, :]) & (block > -np.inf)
-        total[group] = same.sum()
-        values, same = block.ravel(), same.ravel()
+        values = block.ravel()
+        mine = block[(codes[rows, None] == codes[None, :]) & (block > -np.inf)]
+        total[group] = len(mine)
         n = len(values) - len(block)
+        places = [len(values) - k for k in sizes if k < n]
+        ranked = np.partition(values, places) if places else values
         for at, k in enumerate(sizes):
-            mark = -np.inf if k >= n else np.partition(values, len(values) - k)[len(values) - k]
-            over, level = values > mark, values == mark
-            sure = int((over & same).sum())
+            if k >= n:
+                hits[at, group] = len(mine)
+                continue
+            mark = ranked[len(values) - k]
             # of equal pairs at the last place, the share that random order would bring in
-            rest = (k - int(over.sum())) * int((level & same).sum()) / max(int(level.sum()), 1) if k < n else 0
-            hits[at, group] = sure + rest
+            level = np.count_nonzero(values == mark)
+            rest = (k - np.count_nonzero(values > mark)) * np.count_nonzero(mine == mark) / level
+            hits[at, group] = np.count_nonzero(mine > mark) + rest
     frames = [
         keys.assign(k=k, precision=found / k, recall=np.where(total > 0, found / np.maximum(total, 1), np.nan))
         for k, found in zip(sizes, hits, strict=True)
@@ -359,9 +363,12 @@ def _mp(pert: Floats, control: Floats, draws: int, rng: Any) -> float:
     r = min(int(np.searchsorted(np.cumsum(values / total), 0.9, side="right")) + 1, n)
     scores = vectors[:, :r] * np.sqrt(values[:r])
     member = np.zeros((draws + 1, n), dtype=bool)
-    member[0, :k] = True
-    for row in member[1:]:
-        row[:] = rng.permutation(member[0])
+    member[:, :k] = True
+    if isinstance(rng, np.random.Generator):
+        rng.permuted(member[1:], axis=1, out=member[1:])
+    else:  # numpy's older generator, of which the peer draws one permutation at a time
+        for row in member[1:]:
+            row[:] = rng.permutation(member[0])
     distance = _mahalanobis(scores, member)
     # numerically equal is equal: a permutation that leaves the labels as they are
     return float((distance[1:] >= distance[0] * (1 - 1e-9)).mean())
@@ -377,24 +384,27 @@ def _mahalanobis(scores: Floats, member: npt.NDArray[np.bool_]) -> Floats:
     n, r = scores.shape
     k = int(member[0].sum())
     m = n - k
+    products = scores @ scores.T
     found = np.empty(len(member))
-    step = max(1, (1 << 21) // (m * max(r, m)))
+    step = max(1, (1 << 16) // (n * n))  # what a core's cache holds
     for start in range(0, len(member), step):
-        part = member[start : start + step]
-        order = np.argsort(~part, axis=1, kind="stable")
-        inner, outer = scores[order[:, :k]], scores[order[:, k:]]
-        center = outer.mean(axis=1, keepdims=True)
-        d = inner.mean(axis=1) - center[:, 0]
-        outer = outer - center
+        order = np.argsort(~member[start : start + step], axis=1, kind="stable")
         if r >= m:
-            gram = outer @ outer.transpose(0, 2, 1)
-            scale = np.trace(gram, axis1=1, axis2=2)[:, None, None] / m
-            right = outer @ d[:, :, None]
-            solved = _solve(gram + scale / m, right)
-            found[start : start + step] = m * (solved**2).sum(axis=(1, 2))
+            both = products.ravel().take(order[:, k:, None] * n + order[:, None, :])
+            outer, inner = both[:, :, k:], both[:, :, :k].mean(axis=2)
+            mean = outer.mean(axis=2)
+            right = inner - mean
+            right -= right.mean(axis=1, keepdims=True)
+            gram = outer - mean[:, :, None] - mean[:, None, :] + mean.mean(axis=1)[:, None, None]
+            constant = np.trace(gram, axis1=1, axis2=2)[:, None, None] / m**2
+            found[start : start + step] = m * (_solve(gram + constant, right[:, :, None]) ** 2).sum(axis=(1, 2))
         else:
-            scatter = outer.transpose(0, 2, 1) @ outer
-            found[start : start + step] = m * (d[:, None, :] @ _solve(scatter, d[:, :, None]))[:, 0, 0]
+            rows = scores[order[:, k:]]
+            center = rows.mean(axis=1, keepdims=True)
+            away = scores[order[:, :k]].mean(axis=1) - center[:, 0]
+            rows = rows - center
+            scatter = rows.transpose(0, 2, 1) @ rows
+            found[start : start + step] = m * (away[:, None, :] @ _solve(scatter, away[:, :, None]))[:, 0, 0]
     return found
 
 

@@ -333,8 +333,8 @@ def _digests(feats: pd.DataFrame | npt.ArrayLike) -> Codes:
 def normalized_ap(scores: npt.ArrayLike, n_positive: npt.ArrayLike, n_total: npt.ArrayLike) -> Floats:
     """(AP - expected) / (1 - expected), from -1 to 1: 0 for random orders, 1 for a perfect one.
 
-    >>> normalized_ap([1.0, 0.2770872], [3, 3], [19, 19]).round(6).tolist()
-    [1.0, 0.0]
+    >>> normalized_ap([1.0, 0.0], [3, 3], [19, 19]).round(3).tolist()
+    [1.0, -0.383]
     """
     expected = expected_ap(n_positive, n_total)
     return np.clip((np.asarray(scores) - expected) / np.maximum(1 - expected, 1e-10), -1, 1)

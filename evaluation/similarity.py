@@ -16,7 +16,7 @@ Some = slice | npt.NDArray[np.int64]
 # sum of a dot product (at most 1, by Cauchy-Schwarz) is exact in float64. Float32 products would be twice as fast, but
 # their last bit depends on block, BLAS and threads: equal pairs would not tie, and two runs could rank differently.
 _GRID = 2.0**26
-_CHUNK = 1024
+_CHUNK = 64  # rows that fit a core's cache
 
 
 class Similarity(Protocol):
