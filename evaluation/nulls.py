@@ -109,11 +109,12 @@ def _each(pairing: Pairing, groups: Sequence[Codes], size: int, seed: int) -> It
         k, total = len(group), len(group) + len(others)
         whole = total == len(every)
         base = np.argsort(pairing.place, kind="stable") if whole else others
-        key = base.tobytes()
+        pool = max(_POOL, 1 << (2 * k - 1).bit_length())  # of this group alone, whatever others are asked for
+        key = base.tobytes() + pool.to_bytes(8, "little")
         if key not in shared:
             if len(shared) > 3:
                 shared.clear()
-            shared[key] = _Ranks(pairing.similarity, base, seed)
+            shared[key] = _Ranks(pairing.similarity, base, pool, seed)
         ranks = shared[key]
         # a value with ties is their expectation, which exchanges would have to take too: break them as those do
         seen = ranks.value(group, inside=whole) if pairing.tied[group].any() else float(pairing.scores[group].mean())
@@ -132,10 +133,10 @@ def _each(pairing: Pairing, groups: Sequence[Codes], size: int, seed: int) -> It
 class _Ranks:
     """Ranks among the profiles of `base`, for groups drawn from them, or from them and a group beside them."""
 
-    def __init__(self, similarity: Similarity, base: Codes, seed: int):
+    def __init__(self, similarity: Similarity, base: Codes, size: int, seed: int):
         self.similarity, self.base, self.seed = similarity, base, seed
         rng = np.random.default_rng([seed, len(base)])
-        self.pool = base if len(base) <= _POOL else base[np.sort(rng.permutation(len(base))[:_POOL])]
+        self.pool = base if len(base) <= size else base[np.sort(rng.permutation(len(base))[:size])]
         self.ranked = np.sort(self._against(self.pool), axis=1)
 
     @cached_property
@@ -189,24 +190,25 @@ class _Ranks:
 
 
 def _distinct(rng: np.random.Generator, size: int, k: int, total: int, first: int, pool: int) -> npt.NDArray[np.int64]:
-    """`size` draws of k different places: each of `first` is itself, the rest stand for `pool` places behind them."""
-
-    def draw(rows: int) -> npt.NDArray[np.int64]:
-        if k * k < total:
-            found = rng.integers(0, total, (rows, k))
-        else:
-            step = max(1, _CHUNK // total)
-            sizes = [min(step, rows - at) for at in range(0, rows, step)]
-            found = np.concatenate([np.argsort(rng.random((part, total)), axis=1)[:, :k] for part in sizes])
-        return np.where(found < first, found, first + (found - first) % pool)
-
-    draws = draw(size)
-    while True:
-        ordered = np.sort(draws, axis=1)
-        again = np.flatnonzero((ordered[:, 1:] == ordered[:, :-1]).any(axis=1))
-        if not len(again):
-            return draws
-        draws[again] = draw(len(again))
+    """`size` draws of k different places out of `total`; those from `first` on are stood for by `pool` places."""
+    found = np.empty((size, k), dtype=np.int64)
+    if k * k < min(total, pool):
+        again = np.arange(size)
+        while len(again):
+            draws = rng.integers(0, total, (len(again), k))
+            found[again] = np.where(draws < first, draws, first + (draws - first) % pool)
+            ordered = np.sort(found[again], axis=1)
+            again = again[(ordered[:, 1:] == ordered[:, :-1]).any(axis=1)]
+        return found
+    step = max(1, _CHUNK // (first + pool))
+    for start in range(0, size, step):
+        rows = min(step, size - start)
+        ahead = rng.hypergeometric(first, total - first, k, rows)[:, None] if first else np.zeros((rows, 1))
+        chosen = np.empty((rows, first + pool), dtype=bool)
+        chosen[:, :first] = np.argsort(np.argsort(rng.random((rows, first)), axis=1), axis=1) < ahead
+        chosen[:, first:] = np.argsort(np.argsort(rng.random((rows, pool)), axis=1), axis=1) < k - ahead
+        found[start : start + rows] = np.nonzero(chosen)[1].reshape(rows, k)
+    return found
 
 
 def _mean_ap(above: npt.NDArray[np.int32], draws: npt.NDArray[np.int64]) -> Floats:

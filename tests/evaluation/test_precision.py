@@ -13,6 +13,7 @@ from evaluation import (
     mean_average_precision_hierarchical,
     multilabel_average_precision,
 )
+from evaluation.nulls import _by_exchange, _distinct
 from evaluation.precision import expected_ap
 
 peer = pytest.importorskip("copairs.map")
@@ -208,13 +209,27 @@ def test_general_rules_agree_with_the_quick_way():
     meta, X = groups(30, 6, effect=0.4)
     ap = average_precision(meta, X, ["label"], [], [], ["label"])
     quick = mean_average_precision(ap, ["label"], 4000, 0.05, 0)["p_value"]
-    from evaluation.nulls import _by_exchange
-
     pairing = ap.attrs["average_precision"]
     for label in range(3):
         group = np.flatnonzero(meta["label"] == label)
         p = _by_exchange(pairing, group, group, np.setdiff1d(np.arange(30), group), 4000, 1)
         assert p == pytest.approx(quick[label], abs=0.03)
+
+
+@pytest.mark.parametrize(("k", "total", "first", "pool"), [(3, 4000, 0, 1024), (3, 500, 3, 100), (60, 900, 60, 200)])
+def test_draws_are_uniform(k, total, first, pool):
+    draws = _distinct(np.random.default_rng(0), 4000, k, total, first, pool)
+    assert all(len(set(row)) == k for row in draws[:200].tolist())
+    assert draws.max() < first + pool
+    # each of the places ahead comes as often as any of `total`, the others by the share of what they stand for
+    share = (draws < first).sum() / draws.size
+    assert share == pytest.approx(first / total, abs=4 * np.sqrt(first / total / draws.size) + 1e-12)
+
+
+def test_groups_larger_than_the_pool_have_a_p():
+    meta, X = groups(90, 2, effect=0.3)
+    ap = average_precision(meta, X, ["label"], [], [], ["label"])
+    assert mean_average_precision(ap, ["label"], 50, 0.05, 0)["p_value"].tolist() == [1 / 51] * 2
 
 
 def test_pairs_within_plates_have_a_p():
