@@ -88,29 +88,29 @@ def _each(pairing: Pairing, groups: Sequence[Codes], size: int, seed: int) -> It
     shared: dict[bytes, _Ranks] = {}
     nulls: dict[tuple[bytes, int], Floats] = {}
     every = np.arange(pairing.similarity.n)
+    # an order that only the profiles decide, so that theirs in the table does not matter
+    order = np.argsort(pairing.place, kind="stable")
     for group in groups:
-        # an order that only the profiles decide, so that theirs in the table does not matter
         group = group[np.argsort(pairing.place[group], kind="stable")]
         negative = pairing.rules.negatives(group, every)
         positive = pairing.rules.positives(group, every)
-        special = np.union1d(group, every[positive.any(axis=0)])
-        special = special[np.argsort(pairing.place[special], kind="stable")]
-        others = every[negative.any(axis=0)]
-        others = others[np.argsort(pairing.place[others], kind="stable")]
+        opposed, close = negative.any(axis=0), positive.any(axis=0)
+        close[group] = True
+        special, others = order[close[order]], order[opposed[order]]
         simple = (
             len(special) == len(group) > 1
-            and bool(negative[:, others].all())
+            and bool((negative == opposed).all())
             and bool((positive[:, group] | np.eye(len(group), dtype=bool)).all())
-            and not np.isin(others, special).any()
+            and not (opposed & close).any()
         )
         if not simple:
             yield _by_exchange(pairing, group, special, others, size, seed)
             continue
         k, total = len(group), len(group) + len(others)
         whole = total == len(every)
-        base = np.argsort(pairing.place, kind="stable") if whole else others
+        base = order if whole else others
         pool = max(_POOL, 1 << (2 * k - 1).bit_length())  # of this group alone, whatever others are asked for
-        key = base.tobytes() + pool.to_bytes(8, "little")
+        key = (b"" if whole else base.tobytes()) + pool.to_bytes(8, "little")
         if key not in shared:
             if len(shared) > 3:
                 shared.clear()
