@@ -94,7 +94,7 @@ def _each(pairing: Pairing, groups: Sequence[Codes], size: int, seed: int) -> It
         group = group[np.argsort(pairing.place[group], kind="stable")]
         negative = pairing.rules.negatives(group, every)
         positive = pairing.rules.positives(group, every)
-        opposed, close = negative.any(axis=0), positive.any(axis=0)
+        opposed, close = np.asarray(negative.any(axis=0)), np.asarray(positive.any(axis=0))
         close[group] = True
         special, others = order[close[order]], order[opposed[order]]
         simple = (
