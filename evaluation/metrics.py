@@ -104,7 +104,7 @@ def precision_at_r(
     InputError
         Lengths differ, the similarity is not finite, or `r` is neither word.
     """
-    labels, exclude = _codes(labels, similarity.n), _exclude(exclude, similarity.n)
+    labels, exclude = label_codes(labels, similarity.n), exclude_codes(exclude, similarity.n)
     neighbours = Neighbours(labels, np.empty((0, similarity.n), dtype=np.int64), exclude, r=r)
     sweep(similarity, exclude, [neighbours], block_rows=block_rows)
     return neighbours.per_query()
@@ -133,7 +133,7 @@ def enrichment(
     InputError
         Lengths differ, the similarity is not finite, or the percentile is out of range.
     """
-    labels, exclude = _codes(labels, similarity.n), _exclude(exclude, similarity.n)
+    labels, exclude = label_codes(labels, similarity.n), exclude_codes(exclude, similarity.n)
     top = TopPairs(similarity.n, exclude, percentile=percentile)
     sweep(similarity, exclude, [top], block_rows=block_rows)
     return top.enrichment(labels)
@@ -392,14 +392,14 @@ def _ranking(block: Floats32, depth: int) -> tuple[Codes, Codes, Codes, int]:
     return order.ravel(), first.ravel(), last.ravel(), width
 
 
-def _codes(labels: npt.ArrayLike, n: int) -> Codes:
+def label_codes(labels: npt.ArrayLike, n: int) -> Codes:
     labels = np.asarray(labels)
     if labels.shape != (n,) or labels.dtype.kind not in "iu":
         raise InputError(f"labels: expected {n} integer codes, one a row; got {labels.dtype} of shape {labels.shape}")
     return labels.astype(np.int64)
 
 
-def _exclude(exclude: npt.ArrayLike | None, n: int) -> Codes:
+def exclude_codes(exclude: npt.ArrayLike | None, n: int) -> Codes:
     if exclude is None:
         return np.empty((n, 0), dtype=np.int64)
     exclude = np.asarray(exclude)

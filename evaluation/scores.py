@@ -222,10 +222,11 @@ def _select(
 
 def finite_features(table: pd.DataFrame, names: Sequence[str]) -> Floats:
     """The features as float64, shape (n, n_features), or an InputError that names the first bad one."""
-    for name in names:
-        if not pd.api.types.is_numeric_dtype(table[name].dtype):
-            raise InputError(f"{name}: expected a column of numbers, got {table[name].dtype}; leave it out of features")
-    X = table[list(names)].to_numpy(dtype=np.float64, na_value=np.nan)
+    chosen = table[list(names)]
+    for name, dtype in chosen.dtypes.items():
+        if not pd.api.types.is_numeric_dtype(dtype):
+            raise InputError(f"{name}: expected a column of numbers, got {dtype}; leave it out of features")
+    X = chosen.to_numpy(dtype=np.float64, na_value=np.nan)
     if len(bad := np.flatnonzero(~np.isfinite(X).all(axis=0))):
         rows = int((~np.isfinite(X[:, bad[0]])).sum())
         more = f" ({len(bad)} features have some)" if len(bad) > 1 else ""

@@ -10,12 +10,13 @@ from cytominer_tools.errors import InputError
 
 Floats = npt.NDArray[np.float64]
 Floats32 = npt.NDArray[np.float32]
+Some = slice | npt.NDArray[np.int64]
 
 # Rows of unit length are rounded to multiples of 2**-26, so a product of two is a multiple of 2**-52 and every partial
 # sum of a dot product (at most 1, by Cauchy-Schwarz) is exact in float64. Float32 products would be twice as fast, but
 # their last bit depends on block, BLAS and threads: equal pairs would not tie, and two runs could rank differently.
 _GRID = 2.0**26
-_CHUNK = 1024
+_CHUNK = 64  # rows that fit a core's cache
 
 
 class Similarity(Protocol):
@@ -32,9 +33,27 @@ class Similarity(Protocol):
     def rows(self, start: int, stop: int) -> Floats32:
         """Items ``start:stop`` against all: float32, shape (stop - start, n), a new array each time."""
 
+    def tile(self, rows: Some, columns: slice) -> Floats32:
+        """Some items (a slice, or their places) against a stretch of them: float32, a new array each time."""
+
+    def take(self, items: npt.NDArray[np.int64]) -> "Similarity":
+        """The same similarity of some of the items."""
+
+
+class Tiled:
+    """`rows` by way of `tile`."""
+
+    def tile(self, rows: Some, columns: slice) -> Floats32:
+        """As in `Similarity`."""
+        raise NotImplementedError
+
+    def rows(self, start: int, stop: int) -> Floats32:
+        """As in `Similarity`."""
+        return self.tile(slice(start, stop), slice(None))
+
 
 @dataclass(frozen=True)
-class _Products:
+class _Products(Tiled):
     name: str
     unit: Floats
 
@@ -42,12 +61,15 @@ class _Products:
     def n(self) -> int:
         return len(self.unit)
 
-    def rows(self, start: int, stop: int) -> Floats32:
-        return (self.unit[start:stop] @ self.unit.T).astype(np.float32)
+    def tile(self, rows: Some, columns: slice) -> Floats32:
+        return (self.unit[rows] @ self.unit[columns].T).astype(np.float32)
+
+    def take(self, items: npt.NDArray[np.int64]) -> Similarity:
+        return _Products(self.name, self.unit[items])
 
 
 @dataclass(frozen=True)
-class _Distances:
+class _Distances(Tiled):
     name: str
     place: Floats
 
@@ -55,12 +77,15 @@ class _Distances:
     def n(self) -> int:
         return len(self.place)
 
-    def rows(self, start: int, stop: int) -> Floats32:
-        return -np.abs(self.place[start:stop, None] - self.place[None, :]).astype(np.float32)
+    def tile(self, rows: Some, columns: slice) -> Floats32:
+        return -np.abs(self.place[rows, None] - self.place[None, columns]).astype(np.float32)
+
+    def take(self, items: npt.NDArray[np.int64]) -> Similarity:
+        return _Distances(self.name, self.place[items])
 
 
 @dataclass(frozen=True)
-class _Matrix:
+class _Matrix(Tiled):
     name: str
     matrix: Floats32
 
@@ -68,8 +93,11 @@ class _Matrix:
     def n(self) -> int:
         return len(self.matrix)
 
-    def rows(self, start: int, stop: int) -> Floats32:
-        return self.matrix[start:stop].copy()
+    def tile(self, rows: Some, columns: slice) -> Floats32:
+        return self.matrix[rows, columns].copy()
+
+    def take(self, items: npt.NDArray[np.int64]) -> Similarity:
+        return _Matrix(self.name, self.matrix[np.ix_(items, items)])
 
 
 def cosine(X: npt.ArrayLike) -> Similarity:

@@ -52,7 +52,14 @@ PUBLIC = {
         ),
     ],
     "evaluation": [
-        *("Scores", "cosine", "enrichment", "precision_at_r", "score", "score_figure", "similarity_figure"),
+        *("Scores", "average_precision", "bootstrap", "class_similarity", "cluster", "cluster_enrichment"),
+        *("cluster_table", "component_association", "cosine", "enrichment", "enrichment_curve", "evaluate"),
+        *("fit_dose_response", "group_association", "hit_curve", "largest_classes", "match_ranks"),
+        *("mean_average_precision", "mean_average_precision_hierarchical", "mixing", "moa_accuracy"),
+        *("multilabel_average_precision", "nearest_class", "percent_replicating", "phenotype_strength"),
+        *("precision_at_r", "precision_recall_curve", "robust_enrichment", "score", "score_figure"),
+        *("similarity_figure", "split_labels", "strongest", "subset_scores", "task_metrics", "task_summary"),
+        *("venkatraman", "wilcoxon", "write_treatments"),
     ],
     "plugins": [],
 }

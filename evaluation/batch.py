@@ -1,0 +1,264 @@
+"""How much of profiles is batch, plate or position: shares with their expectation, on controls held out of any fit."""
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from scipy.stats import chi2
+from scipy.stats import f as f_distribution
+
+from cytominer_tools.columns import WELL, feature_columns, require_columns, well_name
+from cytominer_tools.errors import InputError
+from evaluation.curves import enrichment_curve
+from evaluation.metrics import Codes, exclude_codes, label_codes, sweep
+from evaluation.nearest import nearest_class
+from evaluation.scores import SIMILARITIES, finite_features
+from evaluation.similarity import Floats, Floats32, Similarity
+
+Fit = Callable[[Floats], Callable[[Floats], Floats]]
+WELL_ROW, WELL_COLUMN = "well row", "well column"
+
+
+def group_association(
+    controls: pd.DataFrame,
+    by: Sequence[str],
+    *,
+    features: Sequence[str] | Literal["infer"] = "infer",
+    similarity: str = "pearson",
+    percentile: float = 99.5,
+    fit: Fit | None = None,
+    folds: int = 5,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Whether control wells resemble those of their own batch, plate or position more than others.
+
+    The odds ratio is the thesis's batch enrichment score. Of 26,000 top pairs a value of 1,000 may mean a hundred of
+    another batch, so the counts and shares stand beside it. A correction fitted on these wells makes them unlike each
+    other by construction; give it as `fit`, and every well is scored by fits that have not seen it.
+
+    Parameters
+    ----------
+    controls : DataFrame, a row a control well, before the correction if there is a `fit`
+    by : columns, or "well row" and "well column", which are read off Metadata_Well
+    features : list of names, or "infer"
+    similarity : "cosine" or "pearson"
+    percentile : float
+        The top pairs are above it.
+    fit : function, optional
+        Takes an array of wells and returns the function that corrects others. Pairs are then within a fold, and
+        counts are summed over folds.
+    folds : int
+    seed : int
+        Of the folds.
+
+    Returns
+    -------
+    DataFrame, a row a column of `by`
+        by, similarity, percentile, n (wells), folds (0 without a fit), pairs, same, top_same, top_other, top_share (of
+        the top pairs, those of one group), expected_share (of all pairs), odds_ratio (half a pair added to each count),
+        nearest_share (wells whose nearest one is of their group), nearest_expected, reason (empty where defined).
+
+    Raises
+    ------
+    InputError
+        A column is absent, a feature is not finite, or folds are fewer than 2 or more than a third of the wells.
+    """
+    names = feature_columns(controls, features)
+    if similarity not in SIMILARITIES:
+        raise InputError(f"similarity {similarity!r} is not known; choose one of {', '.join(SIMILARITIES)}")
+    codes = {name: _position(controls, name) for name in by}
+    X = finite_features(controls, names)
+    n = len(X)
+    if not n:
+        raise InputError("there are no controls; check the query that selects them")
+    parts = [np.arange(n)]
+    if fit is not None:
+        if not 2 <= folds <= n // 3:
+            raise InputError(f"folds={folds}: expected 2 to {n // 3}, for at least 3 of {n} wells in each")
+        parts = [np.sort(part) for part in np.array_split(np.random.default_rng(seed).permutation(n), folds)]
+    counts = {name: np.zeros(4, dtype=np.int64) for name in by}
+    nearest: dict[str, list[npt.NDArray[np.float64]]] = {name: [] for name in by}
+    for part in parts:
+        corrected = X if fit is None else fit(np.delete(X, part, axis=0))(X[part])
+        near = SIMILARITIES[similarity](corrected)
+        for name in by:
+            local = codes[name][part]
+            table = enrichment_curve(near, local, [percentile])
+            counts[name] += table[["above_match", "above_other", "below_match", "below_other"]].to_numpy()[0]
+            found = nearest_class(near, local)
+            size = np.bincount(local[local >= 0], minlength=1)
+            known = local >= 0
+            chance = np.where(known, (size[np.maximum(local, 0)] - 1) / max(int(known.sum()) - 1, 1), np.nan)
+            # a well whose group has one member here is never right, by chance neither
+            nearest[name].append(np.stack([np.where(known, np.nan_to_num(found.correct), np.nan), chance]))
+    rows = []
+    for name in by:
+        a, b, c, d = counts[name].tolist()
+        share, expected = np.nanmean(np.concatenate(nearest[name], axis=1), axis=1)
+        defined = a + c > 0 and b + d > 0 and a + b > 0
+        reason = (
+            ""
+            if defined
+            else (
+                "no two wells share one"
+                if not a + c
+                else "all wells share one"
+                if not b + d
+                else "no pair is above the percentile"
+            )
+        )
+        half = (a + 0.5) * (d + 0.5) / ((b + 0.5) * (c + 0.5))
+        rows.append(
+            {
+                "by": name,
+                "similarity": similarity,
+                "percentile": percentile,
+                "n": n,
+                "folds": 0 if fit is None else folds,
+                "pairs": a + b + c + d,
+                "same": a + c,
+                "top_same": a,
+                "top_other": b,
+                "top_share": a / (a + b) if a + b else np.nan,
+                "expected_share": (a + c) / max(a + b + c + d, 1),
+                "odds_ratio": half if defined else np.nan,
+                "nearest_share": float(share),
+                "nearest_expected": float(expected),
+                "reason": reason,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _position(table: pd.DataFrame, name: str) -> Codes:
+    if name in (WELL_ROW, WELL_COLUMN):
+        require_columns(table, [WELL], name)
+        wells = table[WELL].map(well_name)
+        values = wells.str.extract(r"^([A-Z]+)(\d+)$")[0 if name == WELL_ROW else 1]
+    else:
+        require_columns(table, [name], "by")
+        values = table[name]
+    return pd.factorize(values)[0].astype(np.int64)
+
+
+def component_association(
+    profiles: pd.DataFrame,
+    by: Sequence[str],
+    *,
+    features: Sequence[str] | Literal["infer"] = "infer",
+    components: int = 10,
+) -> pd.DataFrame:
+    """Principal components: the variance each holds, and how much of that is between batches, plates or positions.
+
+    Parameters
+    ----------
+    profiles : DataFrame, a row a profile
+    by : columns, or "well row" and "well column"
+    features : list of names, or "infer"
+    components : int
+        At most this many.
+
+    Returns
+    -------
+    DataFrame, a row a component and column
+        component (from 1), explained (share of the variance of the profiles), by, r2 (share of the component's variance
+        that is between groups), expected_r2 ((groups - 1) / (n - 1), of random groups), p (of the F test, which takes
+        wells as independent), n; NaN where there is one group, or one row in each.
+    """
+    names = feature_columns(profiles, features)
+    codes = {name: _position(profiles, name) for name in by}
+    X = finite_features(profiles, names)
+    if len(X) < 3:
+        raise InputError(f"{len(X)} profiles: components need at least 3")
+    X = X - X.mean(axis=0)
+    left, sizes, _ = np.linalg.svd(X, full_matrices=False)
+    total = float((sizes**2).sum())
+    if total == 0:
+        raise InputError("all profiles are equal, so they have no components")
+    rows = []
+    for k in range(min(components, int((sizes > 1e-12 * sizes[0]).sum()))):
+        score = left[:, k] * sizes[k]
+        for name in by:
+            known = codes[name] >= 0
+            values = score[known] - score[known].mean()
+            sums = np.bincount(codes[name][known], values)
+            counts = np.bincount(codes[name][known])
+            groups, n = int((counts > 0).sum()), int(known.sum())
+            r2 = p = np.nan
+            if 1 < groups < n:
+                r2 = float((sums**2 / np.maximum(counts, 1)).sum() / (values**2).sum())
+                ratio = r2 / (groups - 1) / max((1 - r2) / (n - groups), 1e-300)
+                p = float(f_distribution.sf(ratio, groups - 1, n - groups))
+            rows.append(
+                {
+                    "component": k + 1,
+                    "explained": float(sizes[k] ** 2 / total),
+                    "by": name,
+                    "r2": r2,
+                    "expected_r2": (groups - 1) / (n - 1) if n > 1 else np.nan,
+                    "p": p,
+                    "n": n,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+class _Mixing:
+    def __init__(self, labels: Codes, k: int):
+        self.labels, self.k, self.p = labels, k, np.full(len(labels), np.nan)
+        known = labels >= 0
+        self.share = np.bincount(labels[known]) / known.sum()
+
+    def add(self, start: int, block: Floats32) -> None:
+        block[:, self.labels < 0] = -np.inf
+        near = np.argpartition(block, block.shape[1] - self.k, axis=1)[:, block.shape[1] - self.k :]
+        for row, columns in enumerate(near):
+            if self.labels[start + row] < 0:
+                continue
+            seen = np.bincount(self.labels[columns], minlength=len(self.share))
+            expected = self.share * self.k
+            self.p[start + row] = chi2.sf(((seen - expected) ** 2 / expected).sum(), len(self.share) - 1)
+
+
+def mixing(similarity: Similarity, labels: npt.ArrayLike, *, k: int | None = None) -> tuple[float, Floats]:
+    """kBET: the share of rows whose k nearest ones hold batches in other proportions than all rows do, at p < 0.05.
+
+    Parameters
+    ----------
+    similarity : Similarity of n rows
+    labels : int array, shape (n,)
+        Batches; a row without one (negative) is left out.
+    k : int, optional
+        By default a quarter of the mean size of a batch, and at least 10.
+
+    Returns
+    -------
+    rejected : float
+        About 0.05 where batches are mixed, 1 where they lie apart; NaN with one batch.
+    p : float array, shape (n,)
+
+    Raises
+    ------
+    InputError
+        `k` is not below the number of rows.
+
+    References
+    ----------
+    Büttner et al. 2019, doi:10.1038/s41592-018-0254-1.
+    """
+    labels = label_codes(labels, similarity.n)
+    known = labels >= 0
+    codes = np.full(len(labels), -1, dtype=np.int64)
+    codes[known] = np.unique(labels[known], return_inverse=True)[1].reshape(-1)
+    groups = int(codes.max(initial=-1)) + 1
+    if groups < 2:
+        return np.nan, np.full(len(labels), np.nan)
+    size = int(known.sum())
+    k = max(10, round(size / groups / 4)) if k is None else k
+    if not 1 <= k < size:
+        raise InputError(f"k={k}: expected fewer neighbours than the {size} rows with a batch")
+    consumer = _Mixing(codes, k)
+    sweep(similarity, exclude_codes(None, similarity.n), [consumer])
+    return float((consumer.p[known] < 0.05).mean()), consumer.p

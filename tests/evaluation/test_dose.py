@@ -1,0 +1,64 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cytominer_tools.errors import InputError
+from evaluation import fit_dose_response
+
+DOSES = np.geomspace(0.01, 100, 9)
+
+
+def logistic(c, ec50, slope, low=0.0, high=1.0):
+    return low + (high - low) / (1 + (ec50 / c) ** slope)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.floats(0.1, 10), st.floats(0.7, 3), st.floats(0, 0.3), st.floats(0.6, 0.95), st.booleans())
+def test_a_curve_without_noise_is_found_again(ec50, slope, low, high, falling):
+    slope = -slope if falling else slope
+    got = fit_dose_response(DOSES, logistic(DOSES, ec50, slope, low, high))
+    assert got.ec50 == pytest.approx(ec50, rel=1e-5)
+    assert got.slope == pytest.approx(slope, rel=1e-4)
+    assert got([got.ec50])[0] == pytest.approx((got.low + got.high) / 2)
+    scaled = fit_dose_response(DOSES * 1000, logistic(DOSES, ec50, slope, low, high))
+    assert scaled.ec50 == pytest.approx(1000 * got.ec50, rel=1e-5)
+
+
+def test_two_parameters():
+    got = fit_dose_response(DOSES, logistic(DOSES, 2.0, 1.5), fixed=True)
+    assert (got.ec50, got.slope) == (pytest.approx(2, rel=1e-6), pytest.approx(1.5, rel=1e-6))
+
+
+def test_no_ec50_and_why():
+    flat = fit_dose_response(DOSES, np.full(9, 0.4))
+    assert np.isnan(flat.ec50)
+    assert flat.reason.startswith("flat: the curve spans")
+    beyond = fit_dose_response(DOSES, logistic(DOSES, 1e4, 1.0), fixed=True, least_span=0.001)
+    assert "is outside the tested 0.01 to 100" in beyond.reason
+    assert np.isnan(beyond.ec50_low)
+    few = fit_dose_response([1, 1, 2], [0, 0, 1])
+    assert few.reason == "2 concentrations: at least 4 are needed"
+
+
+@pytest.mark.slow
+def test_interval_holds_the_ec50():
+    rng = np.random.default_rng(0)
+    doses = np.repeat(DOSES, 3)
+    inside = []
+    for _ in range(60):
+        got = fit_dose_response(doses, logistic(doses, 1.0, 1.2, 0.05, 0.9) + 0.04 * rng.normal(size=27))
+        inside.append(got.ec50_low <= 1.0 <= got.ec50_high)
+    assert 0.85 <= np.mean(inside) <= 1
+
+
+def test_order_does_not_matter_and_words():
+    y = logistic(DOSES, 1.0, 1.0) + 0.02 * np.random.default_rng(0).normal(size=9)
+    order = np.random.default_rng(1).permutation(9)
+    assert fit_dose_response(DOSES[order], y[order]).ec50 == pytest.approx(fit_dose_response(DOSES, y).ec50, rel=1e-5)
+    with pytest.raises(InputError, match="expected positive numbers; leave controls"):
+        fit_dose_response([0, 1], [0, 1])
+    with pytest.raises(InputError, match="expected a response for each concentration"):
+        fit_dose_response([1], [0, 1])
+    with pytest.raises(InputError, match="give bounds"):
+        fit_dose_response([1], [1], bounds=None, fixed=True)
