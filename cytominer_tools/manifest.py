@@ -170,7 +170,8 @@ class PlateTable:
     def write(self, well: str, key: str, table: pa.Table, skipped: Iterable[tuple[str, str]] = ()) -> None:
         """Keep the cells of `well`; every well of a plate has the same schema."""
         name = f"{safe_name(well)}.parquet"
-        self._record(well).unlink(missing_ok=True)  # never an older record beside a newer file
+        if self._record(well).exists():  # never an older record beside a newer file
+            self._record(well).unlink(missing_ok=True)
         with atomic_path(self.folder / name) as path:
             write_parquet(table, path)
         if self.lock is None:

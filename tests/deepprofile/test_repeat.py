@@ -184,7 +184,7 @@ def test_weights_of_the_channels_together_are_refused(done):
     folder.mkdir(parents=True)
     model.save(folder / "model.keras")
     preprocess = json.loads(done.preprocess.model_dump_json())
-    card = {"training": {}, "preprocess": preprocess, "illumination": None}
+    card = {"training": {}, "network": "small_cnn", "preprocess": preprocess, "illumination": None}
     (folder / "card.json").write_text(json.dumps(card))
     study = configure(done.root, profile={"weights": "trained", "mode": "repeat_channel", "input_size": 32})
     with pytest.raises(
