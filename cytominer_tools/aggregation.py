@@ -22,7 +22,7 @@ OPERATIONS: Mapping[str, Callable[..., arrays.Floats]] = {"median": arrays.group
 OBJECT_COUNT = "Metadata_Object_Count"
 
 _OBJECT_NUMBERS = ("ImageNumber", "ObjectNumber")  # numeric, but no feature
-_MODZ = {"method": "spearman", "min_weight": 0.01, "precision": 4}
+_MODZ: dict[str, Any] = {"method": "spearman", "min_weight": 0.01, "precision": 4}
 
 
 @written
@@ -222,7 +222,7 @@ def modz_base(
         raise InputError("population_df must include at least one sample")
     require_names(population_df)
     chosen = list(population_df.columns)
-    everything = [np.arange(len(population_df))]
+    everything = [slice(0, len(population_df))]
     rows = values(population_df, chosen)
     known = check_correlation_method(method)
     return pd.Series(weighted_replicates(rows, everything, known, min_weight, precision)[0], index=chosen)

@@ -183,7 +183,8 @@ def _with_unnamed(
     if unnamed.all():
         raise InputError(
             f"annotate: no profile is on the plate map: {' + '.join(right)} is {_some(profiles[right])} in the "
-            f"profiles, {' + '.join(left)} is {_some(platemap[left])} in the plate map; mend join_on or how wells are written"
+            f"profiles, {' + '.join(left)} is {_some(platemap[left])} in the plate map; mend join_on or how "
+            "wells are written"
         )
     _warn(
         f"annotate: the plate map does not name {_some(profiles.loc[unnamed, right])} ({unnamed.sum()} of "
@@ -212,7 +213,7 @@ def _with_external(annotated: pd.DataFrame, external: Any, on: list[str], peer: 
 def _require_comparable(platemap: pd.DataFrame, left: list[str], profiles: pd.DataFrame, right: list[str]) -> None:
     if len(left) != len(right):
         raise InputError(
-            f"join_on: {len(left)} column(s) of the plate map and {len(right)} of the profiles; give as many"
+            f"join_on: {len(left)} column(s) of the plate map and {len(right)} of the profiles; give as many of both"
         )
     for one, other in zip(left, right, strict=True):
         text = [not pd.api.types.is_numeric_dtype(column.dtype) for column in (platemap[one], profiles[other])]

@@ -45,7 +45,7 @@ def mean_sd(reference: Floats, ddof: int = 1) -> tuple[Doubles, Doubles]:
         raise InputError(f"n_samples={n}: a spread needs at least 2 reference rows")
     holes = has_holes(reference)
     if holes.any():
-        mean, sd = np.full(holes.shape, np.nan), np.full(holes.shape, np.nan)
+        mean, sd = np.full(len(holes), np.nan), np.full(len(holes), np.nan)
         some = holes.copy()
         some[holes] = ~np.isnan(reference[:, holes]).all(axis=0)
         part = reference[:, some].astype(np.float64)

@@ -6,7 +6,8 @@ from itertools import permutations
 from pathlib import Path
 
 import pandas as pd
-import ruamel.yaml
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from cytominer_tools.errors import InputError
 from cytominer_tools.tables import read_table
@@ -135,8 +136,8 @@ def _named(name: str, path: str | Path | None) -> list[str]:
 
 def _read(path: Path) -> dict[str, list[str]]:
     try:
-        found = ruamel.yaml.YAML(typ="safe", pure=True).load(path)
-    except (ruamel.yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        found = YAML(typ="safe", pure=True).load(path)
+    except (YAMLError, UnicodeDecodeError, OSError) as error:
         raise InputError(f"{path}: cannot be read as YAML: {str(error).splitlines()[0]}") from error
     if not isinstance(found, dict) or not all(isinstance(entry, list) for entry in found.values()):
         raise InputError(f"{path}: must be a mapping of blocklist names to feature lists")

@@ -53,7 +53,7 @@ def cellprofiler_columns(
             continue
         if name.startswith("Image_") and not pd.api.types.is_numeric_dtype(kind):
             continue
-        if kind == object and not table[name].dropna().map(pd.api.types.is_scalar).all():
+        if pd.api.types.is_object_dtype(kind) and not table[name].dropna().map(pd.api.types.is_scalar).all():
             continue
         found.append(name)
     return found

@@ -1,6 +1,6 @@
 """Correlation of features (which of a pair to drop) and of replicates (how much each one counts), on arrays."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -90,8 +90,10 @@ def correlated_pairs(rows: Floats, threshold: float, method: Method = "pearson")
         rows = np.ascontiguousarray(ranks(rows.T).T)
     columns = _Columns(rows, holes)
     found = [columns.block(start, threshold) for start in range(0, rows.shape[1], _BLOCK)]
-    first, second, r = (np.concatenate([block[i] for block in found]) if found else np.zeros(0) for i in range(3))
-    first, second = first.astype(np.int64), second.astype(np.int64)
+    if not found:
+        found = [(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))]
+    first, second = (np.concatenate([block[i] for block in found]) for i in (0, 1))
+    r = np.concatenate([block[2] for block in found])
     close = np.flatnonzero(np.abs(np.abs(r) - threshold) <= columns.close)
     r[close] = columns.exact(first[close], second[close])
     over = np.abs(r) > threshold
@@ -138,7 +140,7 @@ class _Columns:
         self.known = np.isfinite(rows[:, holes]).astype(np.float32)
         self.place = np.cumsum(holes) - 1  # of a column with holes among `known`
 
-    def block(self, start: int, threshold: float) -> tuple[Codes, Codes, Floats]:
+    def block(self, start: int, threshold: float) -> tuple[Codes, Codes, Doubles]:
         """Pairs of columns `start` .. `start` + _BLOCK with earlier ones; adds to the sums of both."""
         stop = min(start + _BLOCK, len(self.sums))
         r = self.unit[:, start:stop].T @ self.unit[:, :stop]
@@ -273,14 +275,14 @@ def replicate_weights(correlations: Doubles, min_weight: float, precision: int) 
 
 
 def weighted_replicates(
-    rows: Floats, members: list[Codes], method: Method, min_weight: float, precision: int
+    rows: Floats, members: Sequence[slice | Codes], method: Method, min_weight: float, precision: int
 ) -> Doubles:
     """One row a group: the sum of its rows, each times its weight; missing values count as 0, as in pycytominer.
 
     Parameters
     ----------
     rows : float array, shape (n, n_features)
-    members : list of int arrays
+    members : list of slices or int arrays
         The rows of each group.
 
     Returns
@@ -291,7 +293,7 @@ def weighted_replicates(
     holed = np.isnan(rows.min(axis=1, initial=np.inf)) if rows.shape[1] else np.zeros(len(rows), dtype=bool)
     for group, which in enumerate(members):
         part = rows[which].astype(np.float64)
-        if len(which) == 1:
+        if len(part) == 1:
             out[group] = np.nan_to_num(part[0], nan=0.0)
             continue
         if holed[which].any() or method == "kendall":

@@ -60,14 +60,14 @@ def values(table: pd.DataFrame, features: Sequence[str]) -> Floats:
     InputError
         A column that does not hold numbers.
     """
-    places = table.columns.get_indexer(list(features))
+    places = table.columns.get_indexer(pd.Index(features))
     in_a_row = len(places) > 0 and (np.diff(places) == 1).all()
-    part = table.iloc[:, places[0] : places[-1] + 1] if in_a_row else table.iloc[:, places]
+    part = table.iloc[:, int(places[0]) : int(places[-1]) + 1] if in_a_row else table.take(places, axis=1)
     kinds = part.dtypes.to_numpy()
     parsed = {}
     for i in np.flatnonzero([not pd.api.types.is_numeric_dtype(kind) for kind in kinds]):
-        name = str(part.columns[i])
-        column = part.iloc[:, i].astype(object)
+        name = str(part.columns[int(i)])
+        column = part[name].astype(object)
         words = column.map(lambda value: isinstance(value, str) and value.strip().lower() in _MISSING)
         try:
             parsed[name] = pd.to_numeric(column.mask(words.astype(bool), np.nan)).astype("float64")
@@ -109,7 +109,7 @@ def require_finite(rows: Floats, features: Sequence[str]) -> None:
     """Raise InputError that names the features with a missing or infinite value."""
     if not (np.isfinite(rows.min(axis=0)) & np.isfinite(rows.max(axis=0))).all():  # the whole mask only if needed
         bad = ~np.isfinite(rows)
-        names = [features[i] for i in np.flatnonzero(bad.any(axis=0))]
+        names = [features[int(i)] for i in np.flatnonzero(bad.any(axis=0))]
         raise InputError(
             f"missing or infinite values in {len(names)} feature(s), {bad.any(axis=1).sum()} of {len(rows)} rows: "
             f"{', '.join(names[:5])}; drop those features or rows first"

@@ -108,7 +108,7 @@ def is_path_a_parquet_dataset_dir(file: str | Path) -> bool:
 
 
 def resolve_parquet_path(path_like: str | Path) -> Path | None:
-    """The Parquet file or folder of Parquet files at a path, or in its data/ as Iceberg has it; None if there is none."""
+    """The Parquet file or folder of Parquet files at a path, or in its data/ as Iceberg has it, or None."""
     path = Path(path_like)
     for candidate in (path, path / "data"):
         if candidate.is_file() and candidate.suffix == ".parquet":

@@ -2,12 +2,14 @@
 
 import io
 import pickle
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, BinaryIO
 
+import imagecodecs
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
@@ -88,8 +90,7 @@ def read_npz(path: str | Path, names: tuple[str, ...] | None = None) -> dict[str
             for member in archive.namelist():
                 name = member.removesuffix(".npy")
                 if names is None or name in names:
-                    with archive.open(member) as file:
-                        found[name] = _read_npy(file)
+                    found[name] = _read_npy(io.BytesIO(_inflated(archive, member)))
     except FileNotFoundError:
         raise
     except pickle.UnpicklingError as error:
@@ -99,14 +100,31 @@ def read_npz(path: str | Path, names: tuple[str, ...] | None = None) -> dict[str
     return found
 
 
-def _read_npy(file: Any) -> Any:
+def _inflated(archive: zipfile.ZipFile, member: str) -> bytes:
+    """A member's bytes; libdeflate takes half the time of zlib, which is most of the time of reading a file."""
+    info = archive.getinfo(member)
+    if info.compress_type != zipfile.ZIP_DEFLATED or archive.fp is None:
+        return archive.read(member)
+    archive.fp.seek(info.header_offset + 26)
+    name_length, extra_length = struct.unpack("<HH", archive.fp.read(4))
+    archive.fp.seek(name_length + extra_length, io.SEEK_CUR)
+    try:
+        data = bytes(imagecodecs.deflate_decode(archive.fp.read(info.compress_size), raw=True, out=info.file_size))
+    except imagecodecs.DeflateError as error:
+        raise zipfile.BadZipFile(f"{member}: {error}") from error
+    if len(data) != info.file_size or imagecodecs.deflate_crc32(data) != info.CRC:
+        raise zipfile.BadZipFile(f"{member}: its checksum is another")
+    return data
+
+
+def _read_npy(file: BinaryIO) -> Any:
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, kind = read(file)
     data = file.read()
     if not kind.hasobject:
         return np.frombuffer(data, dtype=kind).reshape(shape, order="F" if fortran else "C")
-    if kind != object:
+    if kind.kind != "O":
         raise pickle.UnpicklingError(f"an array of type {kind}")
     return _unpickle(io.BytesIO(data))
 
@@ -160,7 +178,7 @@ class SiteMetadata:
 
 
 def site_features(
-    path: str | Path, arrays: dict[str, Any], fallback_feature_prefix: str = "DP"
+    path: str | PurePath, arrays: dict[str, Any], fallback_feature_prefix: str = "DP"
 ) -> tuple[npt.NDArray[np.floating], SiteMetadata]:
     """Features and metadata of what `read_npz` found in a file.
 

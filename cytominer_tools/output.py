@@ -170,17 +170,15 @@ def write_gct(
     metadata = infer_cp_features(profiles, metadata=True) if isinstance(meta_features, str) else list(meta_features)
     require_columns(profiles, [*chosen, *metadata], "profiles")
     if feature_metadata is None:
-        extra = {"id": ["cp_feature_name"]} | {name: [name] for name in chosen}
+        extra: dict[str, list[Any]] = {"id": ["cp_feature_name"]} | {name: [name] for name in chosen}
         width = 1
     else:
         if "id" not in feature_metadata.index:
             raise InputError("feature_metadata: no row 'id'; it stores the names of the feature metadata")
-        extra = {
-            str(name): list(row) for name, row in zip(feature_metadata.index, feature_metadata.to_numpy(), strict=True)
-        }
+        extra = {str(name): list(row) for name, *row in feature_metadata.itertuples(name=None)}
         width = feature_metadata.shape[1]
     empty = [np.nan] * width
-    rows = [["id", *extra["id"], *(f"SAMPLE_{name}" for name in profiles.index)]]
+    rows: list[list[Any]] = [["id", *extra["id"], *(f"SAMPLE_{name}" for name in profiles.index)]]
     rows += [[name.replace(METADATA, ""), *empty, *profiles[name]] for name in metadata]
     rows += [[name, *extra.get(name, empty), *profiles[name]] for name in chosen]
     with atomic_path(Path(output_file)) as part, part.open("w", newline="", encoding="utf-8") as file:

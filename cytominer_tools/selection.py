@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from cytominer_tools import arrays
@@ -67,7 +68,7 @@ def feature_select(
         The rows to decide by.
     operation : name or list of names
         variance_threshold, frequency_threshold, correlation_threshold, drop_na_columns (`get_na_columns`), blocklist
-        (`get_blocklist_features`), drop_outliers (`drop_outlier_features`), noise_removal; each is a function of its own.
+        (`get_blocklist_features`), drop_outliers (`drop_outlier_features`), noise_removal; each is a function.
     output_file, output_type, compression_options, float_format
         As in `output`; with `output_file` the result is written and its path returned.
     compat : "pycytominer-1.7.1", optional
@@ -218,8 +219,7 @@ def correlation_threshold(
     _require_part("threshold", threshold)
     chosen, rows = _reference(population_df, features, samples)
     if peer:
-        gone = _as_pycytominer_drops(rows, threshold, known)
-        return [chosen[i] for i in np.flatnonzero(gone)]
+        return [chosen[i] for i in np.flatnonzero(_as_pycytominer_drops(rows, threshold, known))]
     pairs = correlated_pairs(rows, threshold, known)
     gone = drop_of_each_pair(pairs, np.array(chosen))
     if (pairs.r < 0).any():
@@ -278,15 +278,8 @@ def drop_outlier_features(
     population_df: pd.DataFrame, features: Features = "infer", samples: str = "all", outlier_cutoff: float = 500
 ) -> list[str]:
     """The features with a value over `outlier_cutoff` or under -`outlier_cutoff`."""
-    chosen, rows = _reference(
-        population_df, [features] if isinstance(features, str) and features != "infer" else features, samples
-    )
-    with np.errstate(invalid="ignore"):
-        far = (np.fmax.reduce(rows, axis=0) > outlier_cutoff) | (np.fmin.reduce(rows, axis=0) < -outlier_cutoff)
-        # a cutoff under 0, or a whole column on one side of 0: pycytominer compares the sizes of the extremes
-        far |= (np.abs(np.fmin.reduce(rows, axis=0)) > outlier_cutoff) | (
-            np.abs(np.fmax.reduce(rows, axis=0)) > outlier_cutoff
-        )
+    chosen, rows = _reference(population_df, features, samples)
+    far = np.abs(np.stack([np.fmax.reduce(rows, axis=0), np.fmin.reduce(rows, axis=0)])).max(axis=0) > outlier_cutoff
     return [chosen[i] for i in np.flatnonzero(far)]
 
 
@@ -390,7 +383,7 @@ def _correlations(rows: Floats, method: Any) -> arrays.Doubles:
         return np.atleast_2d(np.corrcoef(ranks(rows.T) if method == "spearman" else rows.T))
 
 
-def _as_pycytominer_drops(rows: Floats, threshold: float, method: Any) -> arrays.Codes:
+def _as_pycytominer_drops(rows: Floats, threshold: float, method: Any) -> npt.NDArray[np.bool_]:
     r = _correlations(rows, method)
     order = pd.DataFrame(np.abs(r)).sum().sort_values().index.to_numpy()
     place = np.empty(len(order), dtype=np.int64)
