@@ -20,6 +20,9 @@ from .cellprofiler import label_compartment as label_compartment
 from .cellprofiler import load_known_metadata_dictionary as load_known_metadata_dictionary
 from .cellprofiler import provide_linking_cols_feature_name_update as provide_linking_cols_feature_name_update
 from .correlations import check_correlation_method as check_correlation_method
+from .deepprofiler_features import AggregateDeepProfiler as AggregateDeepProfiler
+from .deepprofiler_features import DeepProfilerData as DeepProfilerData
+from .deepprofiler_features import SingleCellDeepProfiler as SingleCellDeepProfiler
 from .errors import InputError as InputError
 from .errors import ProfileWarning as ProfileWarning
 from .loading import infer_delim as infer_delim

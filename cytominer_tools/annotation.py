@@ -1,5 +1,6 @@
 """What was done to each well: joining plate maps and other metadata to profiles."""
 
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from cytominer_tools.frames import names, require_names
 from cytominer_tools.loading import load_platemap, load_profiles
 from cytominer_tools.output import written
 
+_BROAD = re.compile(r"BRD[-N][A-Z0-9]+")
 _CLEAN = {f"Image_Metadata_{name}": f"{METADATA}{name}" for name in ("Plate", "Well", "Site")}
 
 
@@ -139,7 +141,8 @@ def annotate_cmap(
     require_columns(annotated, ["Metadata_broad_sample", annotate_join_on], "annotate_cmap")
     table = annotated.copy()
     sample = table["Metadata_broad_sample"]
-    table["Metadata_pert_id"] = sample.astype("string").str.extract(r"(BRD[-N][A-Z0-9]+)", expand=False).astype(object)
+    found = [_BROAD.search(name) if isinstance(name, str) else None for name in sample]
+    table["Metadata_pert_id"] = [match[0] if match else np.nan for match in found]
     table["Metadata_pert_mfc_id"] = sample
     table["Metadata_pert_well"] = table[annotate_join_on]
     table["Metadata_pert_id_vendor"] = ""
