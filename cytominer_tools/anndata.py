@@ -190,7 +190,9 @@ def _zarr() -> Any:
 
 def _open_zarr(path: Path) -> Any:
     zarr = _zarr()
-    return zarr.open_group(zarr.storage.ZipStore(str(path), mode="r") if path.suffix == ".zip" else str(path), mode="r")
+    store = zarr.storage.ZipStore(str(path), mode="r") if path.suffix == ".zip" else str(path)
+    # what is consolidated may leave out the groups inside a column
+    return zarr.open_group(store, mode="r", use_consolidated=False)
 
 
 # --- reading

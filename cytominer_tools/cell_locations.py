@@ -94,7 +94,9 @@ class CellLocation:
         finally:
             connection.close()
         images[self.image_key] = images[self.image_key].astype(str)
-        return nuclei.merge(images, on=on).astype(dict.fromkeys((*on, self.object_column), "int64"))
+        numbers = dict.fromkeys([*on, self.object_column], "int64")
+        centers = dict.fromkeys([self.cell_x_loc, self.cell_y_loc], "float64")
+        return nuclei.merge(images, on=on).astype(numbers | centers)
 
     @staticmethod
     def _table(connection: sqlite3.Connection, path: Path, table: str, columns: list[str]) -> pd.DataFrame:
