@@ -95,9 +95,8 @@ def spherized(n_controls: int) -> Callable[[pd.DataFrame, bool], Any]:
         from cytominer_tools import Spherize as Ours
 
         x = table[features(table)]
-        fitted = (Theirs if peer else Ours)(method="ZCA-cor", return_numpy=True).fit(
-            x.head(min(n_controls, len(x) // 2))
-        )
+        controls = x.head(min(n_controls, len(x) // 2))
+        fitted = (Theirs if peer else Ours)(method="ZCA-cor", return_numpy=True).fit(controls)
         return fitted.transform(x)
 
     return call
