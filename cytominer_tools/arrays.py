@@ -22,7 +22,13 @@ _STEEP = 1e-9  # of eigenvalues: below, those of a Gram matrix in float64 have l
 
 
 def mean_sd(reference: Floats, ddof: int = 1) -> tuple[Doubles, Doubles]:
-    """Mean and standard deviation of the reference rows, in double precision.
+    """Mean and standard deviation of the reference rows: `mean_variance` and its square root."""
+    mean, variance = mean_variance(reference, ddof)
+    return mean, np.sqrt(variance)
+
+
+def mean_variance(reference: Floats, ddof: int = 1) -> tuple[Doubles, Doubles]:
+    """Mean and variance of the reference rows, in double precision.
 
     Parameters
     ----------
@@ -33,8 +39,9 @@ def mean_sd(reference: Floats, ddof: int = 1) -> tuple[Doubles, Doubles]:
 
     Returns
     -------
-    mean, sd : float64 arrays, shape (n_features,)
-        In the unit of the column; sd is exactly 0 where the values differ by nothing but rounding in float64.
+    mean, variance : float64 arrays, shape (n_features,)
+        In the unit of the column, and its square; the variance is exactly 0 where the values differ by nothing but
+        rounding in float64.
 
     Raises
     ------
@@ -45,17 +52,17 @@ def mean_sd(reference: Floats, ddof: int = 1) -> tuple[Doubles, Doubles]:
         raise InputError(f"n_samples={n}: a spread needs at least 2 reference rows")
     holes = has_holes(reference)
     if holes.any():
-        mean, sd = np.full(len(holes), np.nan), np.full(len(holes), np.nan)
+        mean, variance = np.full(len(holes), np.nan), np.full(len(holes), np.nan)
+        if not holes.all():
+            mean[~holes], variance[~holes] = mean_variance(reference[:, ~holes], ddof)
         some = holes.copy()
         some[holes] = ~np.isnan(reference[:, holes]).all(axis=0)
         part = reference[:, some].astype(np.float64)
         counts = (~np.isnan(part)).sum(axis=0)
         mean[some] = np.nanmean(part, axis=0)
         squares = np.nansum(np.square(part - mean[some]), axis=0)
-        sd[some] = np.sqrt(squares / np.maximum(counts - ddof, np.finfo(np.float64).tiny))
-        if not holes.all():
-            mean[~holes], sd[~holes] = mean_sd(reference[:, ~holes], ddof)
-        return mean, np.where(sd <= 8 * np.finfo(np.float64).eps * np.abs(mean), 0.0, sd)
+        variance[some] = _variance(squares, np.maximum(counts - ddof, 1), np.abs(mean[some]))
+        return mean, variance
     mean = np.zeros(reference.shape[1])
     for block in _blocks(reference):
         mean += block.sum(axis=0, dtype=np.float64)
@@ -64,8 +71,12 @@ def mean_sd(reference: Floats, ddof: int = 1) -> tuple[Doubles, Doubles]:
     for block in _blocks(reference):
         away = block - mean
         squares += np.einsum("ij,ij->j", away, away)
-    sd, size = np.sqrt(squares / (n - ddof)), _size(reference)
-    return mean, np.where(sd <= 8 * np.finfo(np.float64).eps * size, 0.0, sd)
+    return mean, _variance(squares, n - ddof, _size(reference))
+
+
+def _variance(squares: Doubles, count: int | Codes, size: Doubles) -> Doubles:
+    variance = squares / count
+    return np.where(variance <= np.square(8 * np.finfo(np.float64).eps * size), 0.0, variance)
 
 
 def median_iqr(reference: Floats) -> tuple[Doubles, Doubles]:

@@ -137,7 +137,7 @@ def variance_threshold(
     if (infinite := np.isinf(np.fmax.reduce(np.abs(rows), axis=0))).any():
         bad = [chosen[i] for i in np.flatnonzero(infinite)]
         raise InputError(f"infinite values in {len(bad)} feature(s): {', '.join(bad[:5])}; drop or replace them first")
-    variance = np.square(arrays.mean_sd(rows, ddof=0)[1]) if len(rows) > 1 else np.zeros(len(chosen))
+    variance = arrays.mean_variance(rows, ddof=0)[1] if len(rows) > 1 else np.zeros(len(chosen))
     low = ~(variance > min_variance)
     if low.all():
         raise InputError(f"No feature in X meets the variance threshold {min_variance:.5f}: none of {len(chosen)}")

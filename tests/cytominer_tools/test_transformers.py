@@ -166,7 +166,8 @@ def test_features_constant_on_the_controls_are_named():
     control = np.arange(40) < 20
     with pytest.raises(InputError, match=r"20 control rows in 2 feature\(s\): b, d; drop them first"):
         Spherize(method="ZCA-cor", ridge=1.0).fit(table, control=control)
-    assert np.isfinite(Spherize(method="ZCA").fit(table, control=control).transform(table)).all()
+    result = Spherize(method="ZCA", ridge=1.0).fit(table, control=control).transform(table)
+    assert np.isfinite(result).all(axis=None)
 
 
 def test_few_controls_warn_in_one_line():
@@ -181,3 +182,73 @@ def test_names_survive():
     assert list(fitted.transform(table).columns) == ["x", "y", "z"]
     with pytest.raises(ValueError, match="feature names"):
         fitted.transform(table[["y", "x", "z"]])
+
+
+# --- features one by one: golden, five controls and a treated row, worked out on paper
+COLUMN = np.array([[1.0], [2.0], [3.0], [4.0], [900.0], [3.0]])
+CONTROL = np.array([True] * 5 + [False])
+
+
+@pytest.mark.parametrize(
+    ("scaler", "center", "scale"),
+    [
+        (Standardize(), 182.0, np.sqrt(np.mean((np.array([1, 2, 3, 4, 900]) - 182.0) ** 2))),
+        (Robustize(), 3.0, 2.0),
+        (RobustMAD(epsilon=0), 3.0, 1.4826),
+    ],
+)
+def test_center_and_scale(scaler, center, scale):
+    fitted = scaler.fit(COLUMN, control=CONTROL)
+    np.testing.assert_allclose([fitted.center_[0], fitted.scale_[0]], [center, scale])
+    np.testing.assert_allclose(fitted.transform(COLUMN), (COLUMN - center) / scale)
+
+
+def test_missing_values_are_left_out_and_stay():
+    holed = np.vstack([COLUMN, [[np.nan]]])
+    for scaler in (Standardize(), Robustize(), RobustMAD()):
+        np.testing.assert_array_equal(
+            clone(scaler).fit(holed, control=np.append(CONTROL, True)).transform(holed)[:-1],
+            clone(scaler).fit(COLUMN, control=CONTROL).transform(COLUMN),
+        )
+        assert np.isnan(clone(scaler).fit_transform(holed)[-1, 0])
+        assert np.isnan(clone(scaler).fit(np.full((4, 1), np.nan)).transform(COLUMN)).all()
+
+
+def test_policies_for_a_mad_of_zero():
+    x = pd.DataFrame({"flat": [5.0, 5, 5, 6], "fine": [1.0, 2, 3, 4]}, index=list("abcd"))
+    expected = {"nan": [0, 0, 0, np.nan], "zero": [0, 0, 0, 0], "epsilon": [0, 0, 0, 1e18]}
+    for policy, values in expected.items():
+        result = RobustMAD(zero_mad=policy).fit_transform(x)
+        np.testing.assert_allclose(result["flat"], values)
+        np.testing.assert_allclose(result["fine"], (x["fine"] - 2.5) / 1.4826)
+        assert list(result.index) == list("abcd")
+    with pytest.raises(InputError, match=r"MAD of 0 among 4 control rows in 1 feature\(s\): flat; drop them first"):
+        RobustMAD(zero_mad="error").fit(x)
+    with pytest.raises(InputError, match="zero_mad='drop': expected one of nan, zero, error, epsilon"):
+        RobustMAD(zero_mad="drop").fit(x)
+    np.testing.assert_allclose(RobustMAD(epsilon=2.0).fit_transform(x)["flat"], [0, 0, 0, 0.5])
+
+
+def test_epsilon_mode_warns_where_features_outnumber_controls():
+    x = correlated(20, 30)
+    with pytest.warns(ProfileWarning, match=r"20 control rows span 19 of 30 directions; .* use Spherize\(ridge=1\)"):
+        fitted = Spherize(method="ZCA-cor").fit(x)
+    assert fitted.rest_gain_ == pytest.approx(fitted.gains_.max())
+
+
+def test_principal_components():
+    x = correlated(200, 6)
+    table = pd.DataFrame(x, columns=list("abcdef"), index=np.arange(200) + 5)
+    result = Spherize(method="PCA-cor").fit_transform(table)
+    assert list(result.columns) == [f"PC{i}" for i in range(1, 7)]
+    assert result.index.equals(table.index)
+    np.testing.assert_allclose(np.cov(result.T), np.eye(6), atol=1e-5)
+    axes = Spherize(method="PCA-cor").fit(table).axes_
+    assert (axes[np.arange(6), np.abs(axes).argmax(axis=1)] > 0).all()
+
+
+def test_quantiles_of_many_rows_are_the_same_each_time():
+    x = np.random.default_rng(0).normal(size=(10_500, 1))
+    scores = [InverseNormalTransform(random_state=0).fit_transform(x) for _ in range(2)]
+    np.testing.assert_array_equal(*scores)
+    assert InverseNormalTransform().fit(x[:50]).n_quantiles_ == 50
