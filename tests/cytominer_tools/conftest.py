@@ -44,6 +44,12 @@ def peer():
     return Peer()
 
 
+@pytest.fixture(scope="session")
+def quiet():
+    """Wraps a method of the peer, which warns of pandas and of itself."""
+    return quietly
+
+
 @pytest.fixture
 def no_profile_warnings():
     """For parity where ours warns of the difference that the test is not about."""

@@ -85,9 +85,7 @@ def test_missing_infinite_and_constant_features():
     for method in ("standardize", "robustize", "inverse_normal"):
         with pytest.raises(InputError, match=r"infinite values in 1 feature\(s\): Cells_2"):
             normalize(table, method=method)
-    with pytest.raises(
-        InputError, match=r"missing or infinite values in 2 feature\(s\), 2 of 20 rows: Cells_0, Cells_2"
-    ):
+    with pytest.raises(InputError, match=r"infinite values in 2 feature\(s\), 2 of 20 rows: Cells_0, Cells_2"):
         normalize(table, method="spherize")
     assert np.isinf(normalize(table, method="mad_robustize").loc[1, "Cells_2"])
 

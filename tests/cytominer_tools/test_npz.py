@@ -53,18 +53,13 @@ def test_plain_data_comes_back(tmp_path):
     assert set(read_npz(path, ("x",))) == {"x"}
 
 
-@pytest.mark.parametrize("where", [200, -200])
-def test_damage_is_found(tmp_path, where):
+def test_damage_is_found(tmp_path):
     path = site(tmp_path / "A01_1.npz", 400)
     data = bytearray(path.read_bytes())
-    data[where] ^= 255
+    data[200] ^= 255  # within the features
     path.write_bytes(bytes(data))
-    try:
-        result = read_npz(path, ("features",))
-    except InputError as error:
-        assert "A01_1.npz: cannot be read as npz" in str(error)
-    else:  # the byte was none of the features
-        np.testing.assert_array_equal(result["features"], read_npz(site(tmp_path / "b.npz", 400))["features"])
+    with pytest.raises(InputError, match=r"A01_1\.npz: cannot be read as npz"):
+        read_npz(path, ("features",))
 
 
 def test_other_files(tmp_path):
