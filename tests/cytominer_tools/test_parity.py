@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import norm, rankdata
 
 import cytominer_tools as ours
 from cytominer_tools.compat import PEER
@@ -390,3 +391,22 @@ def test_gct(peer, lincs, tmp_path):
 def read_gct(path: Path):
     rows = [line.split("\t") for line in path.read_text().splitlines()]
     return [["" if value == "nan" else value for value in row] for row in rows]
+
+
+# --- P20: MAD on the controls of each plate, then ranks over both plates, as the JUMP recipe has it
+def test_jump_recipe(data):
+    folder = data / "jump_profiling_recipe" / "tests" / "fixtures"
+    files = sorted((folder / "inputs" / "profiles" / "source_5").rglob("*.parquet"))
+    table = pd.concat([pd.read_parquet(path) for path in files], ignore_index=True)
+    expected = pd.read_parquet(
+        folder / "outputs" / "compound_trimmed_public" / "profiles_var_mad_int_featselect.parquet"
+    )
+    keys, names = ["Metadata_Plate", "Metadata_Well"], features_of(table)
+    table = table.merge(expected[[*keys, "Metadata_JCP2022"]], on=keys)
+    options = {"by": "Metadata_Plate", "samples": "Metadata_JCP2022 == 'JCP2022_033924'", "method": "mad_robustize"}
+    result = expected[keys].merge(ours.normalize(table, names, **options), on=keys)
+    for name in names:
+        rank = rankdata(result[name], method="ordinal")
+        score = norm.ppf((rank - 3 / 8) / (len(rank) + 1 / 4))
+        # the recipe's MAD has no factor, and rounding to float32 swaps neighbours
+        np.testing.assert_allclose(score, expected[name], atol=0.05)
