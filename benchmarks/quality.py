@@ -32,12 +32,13 @@ import pandas as pd
 from scipy import stats
 
 from cytominer_tools import read_table
+from cytominer_tools.aggregation import consensus
 from cytominer_tools.arrays import group_median
 from cytominer_tools.columns import COUNT, PLATE, WELL, metadata_columns
 from cytominer_tools.errors import ProfileWarning
 from cytominer_tools.files import atomic_path
-from cytominer_tools.frames import consensus, spherize
 from cytominer_tools.manifest import digest
+from cytominer_tools.normalization import spherize
 from cytominer_tools.queries import select
 from cytominer_tools.tables import write_table
 from deepprofile import Crops, Study, read_study, simulate

@@ -1,7 +1,8 @@
-"""Arithmetic on arrays: spherizing, and reducing rows by group. Shapes only; names of columns are for frames."""
+"""Arithmetic on arrays: centre and spread, spherizing, rows by group. Shapes only; names of columns are for frames."""
 
 from collections.abc import Iterator
 from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -13,22 +14,34 @@ Doubles = npt.NDArray[np.float64]
 Codes = npt.NDArray[np.integer]
 
 _BLOCK = 2**23  # values of float64 in work at once, 64 MB
+_FEW = 16  # rows added in float32 before they go on in float64
+_STEEP = 1e-9  # of eigenvalues: below, those of a Gram matrix in float64 have less than seven digits
 
 
-# --- spherizing
+# --- centre and spread
 
 
-def mean_sd(reference: Floats) -> tuple[Doubles, Doubles]:
-    """Mean and standard deviation (n - 1) of the reference rows, in double precision.
+def mean_sd(reference: Floats, ddof: int = 1) -> tuple[Doubles, Doubles]:
+    """Mean and standard deviation of the reference rows: `mean_variance` and its square root."""
+    mean, variance = mean_variance(reference, ddof)
+    return mean, np.sqrt(variance)
+
+
+def mean_variance(reference: Floats, ddof: int = 1) -> tuple[Doubles, Doubles]:
+    """Mean and variance of the reference rows, in double precision.
 
     Parameters
     ----------
-    reference : float array, shape (n_samples, n_features), finite
+    reference : float array, shape (n_samples, n_features)
+        Missing values are left out; a feature that has none left is NaN.
+    ddof : int
+        The squares are divided by n - ddof.
 
     Returns
     -------
-    mean, sd : float64 arrays, shape (n_features,)
-        In the unit of the column; sd is exactly 0 where the values differ by nothing but rounding in float64.
+    mean, variance : float64 arrays, shape (n_features,)
+        In the unit of the column, and its square; the variance is exactly 0 where the values differ by nothing but
+        rounding in float64.
 
     Raises
     ------
@@ -37,13 +50,116 @@ def mean_sd(reference: Floats) -> tuple[Doubles, Doubles]:
     """
     if (n := len(reference)) < 2:
         raise InputError(f"n_samples={n}: a spread needs at least 2 reference rows")
-    mean = reference.mean(axis=0, dtype=np.float64)
+    holes = has_holes(reference)
+    if holes.any():
+        mean, variance = np.full(len(holes), np.nan), np.full(len(holes), np.nan)
+        if not holes.all():
+            mean[~holes], variance[~holes] = mean_variance(reference[:, ~holes], ddof)
+        some = holes.copy()
+        some[holes] = ~np.isnan(reference[:, holes]).all(axis=0)
+        part = reference[:, some].astype(np.float64)
+        counts = (~np.isnan(part)).sum(axis=0)
+        mean[some] = np.nanmean(part, axis=0)
+        squares = np.nansum(np.square(part - mean[some]), axis=0)
+        variance[some] = _variance(squares, np.maximum(counts - ddof, 1), np.abs(mean[some]))
+        return mean, variance
+    mean = np.zeros(reference.shape[1])
+    for block in _blocks(reference):
+        mean += block.sum(axis=0, dtype=np.float64)
+    mean /= n
     squares = np.zeros_like(mean)
     for block in _blocks(reference):
         away = block - mean
         squares += np.einsum("ij,ij->j", away, away)
-    sd, size = np.sqrt(squares / (n - 1)), _size(reference)
-    return mean, np.where(sd <= 8 * np.finfo(np.float64).eps * size, 0.0, sd)
+    return mean, _variance(squares, n - ddof, _size(reference))
+
+
+def _variance(squares: Doubles, count: int | Codes, size: Doubles) -> Doubles:
+    variance = squares / count
+    return np.where(variance <= np.square(8 * np.finfo(np.float64).eps * size), 0.0, variance)
+
+
+def median_iqr(reference: Floats) -> tuple[Doubles, Doubles]:
+    """Median and distance between the quartiles (linear interpolation) of the reference rows, missing values left out.
+
+    Parameters
+    ----------
+    reference : float array, shape (n_samples, n_features)
+
+    Returns
+    -------
+    median, iqr : float64 arrays, shape (n_features,)
+        In the unit of the column; NaN where a column has no value.
+    """
+    quartiles = np.concatenate([_quantiles(c, (25, 50, 75)) for c in _columns(reference)], axis=1, dtype=np.float64)
+    return quartiles[1], quartiles[2] - quartiles[0]
+
+
+def median_mad(reference: Floats) -> tuple[Doubles, Doubles]:
+    """Location and scale of the reference rows, unmoved by a few outliers; missing values are left out.
+
+    Parameters
+    ----------
+    reference : float array, shape (n_samples, n_features)
+
+    Returns
+    -------
+    median, mad : float64 arrays, shape (n_features,)
+        In the unit of the column; mad is 1.4826 times the median distance from the median, and exactly 0 where over
+        half of the values are equal but for rounding in float64; NaN where a column has no value.
+
+    References
+    ----------
+    Factor 1.4826: Rousseeuw & Croux 1993, doi:10.1080/01621459.1993.10476408.
+    """
+    medians, mads = [], []
+    for columns in _columns(reference):
+        median = _quantiles(columns, (50,))[0]
+        with np.errstate(invalid="ignore"):  # the distance of an infinite value from an infinite median
+            away = np.abs(columns - median[:, None])
+        medians.append(median)
+        mads.append(_quantiles(away, (50,))[0])
+    median, mad = np.concatenate(medians, dtype=np.float64), 1.4826 * np.concatenate(mads, dtype=np.float64)
+    return median, np.where(mad <= 8 * np.finfo(np.float64).eps * np.abs(median), 0.0, mad)
+
+
+def has_holes(rows: Floats) -> npt.NDArray[np.bool_]:
+    """Which columns hold a missing value."""
+    holes: npt.NDArray[np.bool_] = np.isnan(rows.min(axis=0, initial=np.inf))
+    return holes
+
+
+def scaled(rows: Floats, center: Doubles, scale: Doubles) -> Floats:
+    """(rows - center) / scale in the dtype of `rows`, calculated in double precision in blocks of rows."""
+    out = np.empty(rows.shape, dtype=rows.dtype)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # a scale of 0, where it is asked for
+        for block, target in zip(_blocks(rows), _blocks(out), strict=True):
+            np.divide(block - center, scale, out=target, casting="same_kind")
+    return out
+
+
+def _columns(rows: Floats) -> Iterator[Floats]:
+    """Copies of consecutive columns, each contiguous, as rows of a block: what partitioning wants."""
+    step = max(1, _BLOCK // max(1, len(rows)))
+    return (np.array(rows[:, i : i + step].T, order="C") for i in range(0, rows.shape[1], step))
+
+
+def _quantiles(columns: Floats, percents: tuple[int, ...]) -> Floats:
+    """Percentiles of each row of `columns`, missing values left out; shape (n_percents, n_columns)."""
+    holes = np.isnan(columns.min(axis=1, initial=np.inf))
+    out = np.full((len(percents), len(columns)), np.nan, dtype=columns.dtype)
+    some = holes.copy()
+    some[holes] = ~np.isnan(columns[holes]).all(axis=1)
+    with np.errstate(invalid="ignore"):
+        if not holes.all() and columns.shape[1]:
+            full = columns if not holes.any() else columns[~holes]
+            out[:, ~holes] = np.median(full, axis=1) if percents == (50,) else np.percentile(full, percents, axis=1)
+        if some.any():
+            out[:, some] = np.nanpercentile(columns[some], percents, axis=1)
+    return out
+
+
+# --- spherizing
 
 
 def low_variance(rows: Floats, reference: Floats, min_variance: float) -> npt.NDArray[np.bool_]:
@@ -76,11 +192,11 @@ def principal_axes(centered: Doubles) -> tuple[Doubles, Doubles]:
     """Eigenvalues and eigenvectors of the covariance of centred rows, through the smaller of the two Gram matrices.
 
     Directions that no row spans are left out; nothing of shape (n_features, n_features) is formed when there are
-    fewer rows than features.
+    fewer rows than features. Squaring costs digits, so a spectrum that is too steep for it is decomposed unsquared.
 
     Parameters
     ----------
-    centered : float64 array, shape (n_samples, n_features), columns of mean 0
+    centered : float64 array, shape (n_samples, n_features), columns of mean 0 (or as they are, to spherize uncentred)
 
     Returns
     -------
@@ -93,10 +209,24 @@ def principal_axes(centered: Doubles) -> tuple[Doubles, Doubles]:
     wide = n < d
     gram = centered @ centered.T if wide else centered.T @ centered
     values, vectors = np.linalg.eigh(gram)
-    seen = values > max(n, d) * np.finfo(np.float64).eps * values[-1]
+    eps = np.finfo(np.float64).eps
+    centred = np.abs(centered.sum(axis=0)).max(initial=0.0) <= n * d * eps * np.abs(centered).max(initial=0.0)
+    left = values[int(centred and n <= d) :]  # centred rows add up to nothing, which takes one direction away
+    if len(left) and left[0] <= _STEEP * left[-1]:
+        _, singular, axes = np.linalg.svd(centered, full_matrices=False)
+        rank = int((singular > max(n, d) * eps * singular[0]).sum())
+        return np.square(singular[:rank]) / (n - 1), axes[:rank]
+    seen = values > max(n, d) * eps * values[-1]
     values, vectors = values[seen][::-1], vectors[:, seen][:, ::-1]
     axes = (vectors / np.sqrt(values)).T @ centered if wide else np.ascontiguousarray(vectors.T)
     return values / (n - 1), axes
+
+
+def completed(axes: Doubles) -> Doubles:
+    """Orthonormal rows, the given ones first, that span everything; those added are any that do."""
+    rank, d = axes.shape
+    basis, _ = np.linalg.qr(axes.T, mode="complete")
+    return np.concatenate([axes, basis[:, rank:].T], axis=0) if rank < d else axes
 
 
 def spherizing_gains(eigenvalues: Doubles, n_features: int, ridge: float) -> tuple[Doubles, float]:
@@ -146,6 +276,24 @@ def spherizing_gains(eigenvalues: Doubles, n_features: int, ridge: float) -> tup
         )
     floor = ridge * eigenvalues.sum() / n_features
     return 1 / np.sqrt(eigenvalues + floor), float(1 / np.sqrt(floor))
+
+
+def epsilon_gains(
+    eigenvalues: Doubles, n_samples: int, n_features: int, epsilon: float, *, unseen: Literal["smallest", "epsilon"]
+) -> tuple[Doubles, float]:
+    """Gains as in `spherizing_gains`, but with pycytominer's epsilon, which is added to the singular values.
+
+    An axis with singular value s = sqrt((n_samples - 1) * eigenvalue) is scaled by sqrt(n_samples - 1) / (s + epsilon);
+    a direction that no row spans as the last axis that one does, or with unseen="epsilon" as if s were 0.
+    """
+    size = np.sqrt(n_samples - 1)
+    singular = size * np.sqrt(eigenvalues)
+    if len(singular) == 0:
+        raise InputError("no spread among the reference rows: all of them are equal; choose other controls")
+    with np.errstate(divide="ignore"):
+        gains = size / (singular + epsilon)
+        rest = 0.0 if len(singular) == n_features else size / ((singular[-1] if unseen == "smallest" else 0) + epsilon)
+    return gains, float(rest)
 
 
 def spherize(rows: Floats, mean: Doubles, scale: Doubles, axes: Doubles, gains: Doubles, rest: float) -> Floats:
@@ -201,22 +349,38 @@ def group_median(rows: Floats, codes: Codes) -> Floats:
     float array, shape (n_groups, n_features), dtype of `rows`
     """
     out = np.empty((_n_groups(codes), rows.shape[1]), dtype=rows.dtype)
-    for group, members in enumerate(_members(codes)):
+    for group, which in enumerate(members(codes)):
+        start = 0
         # features first and contiguous: partitioning along the last axis is many times faster
-        block = np.array(rows[members].T, order="C")
-        n, half = block.shape[1], block.shape[1] // 2
-        block.partition(half, axis=1)
-        middle = block[:, half]
-        # the two middle values are halved before they are added, so that large ones do not overflow
-        out[group] = middle if n % 2 else 0.5 * block[:, :half].max(axis=1) + 0.5 * middle
+        for block in _columns(rows[which]):
+            n, half = block.shape[1], block.shape[1] // 2
+            block.partition(half, axis=1)
+            middle = block[:, half]
+            # the two middle values are halved before they are added, so that large ones do not overflow
+            whole = middle if n % 2 else 0.5 * block[:, :half].max(axis=1) + 0.5 * middle
+            out[group, start : (start := start + len(block))] = whole
     return out
 
 
 def group_mean(rows: Floats, codes: Codes) -> Floats:
     """Mean of each group of rows, summed in double precision; parameters and result as in `group_median`."""
     out = np.empty((_n_groups(codes), rows.shape[1]), dtype=rows.dtype)
-    for group, members in enumerate(_members(codes)):
-        out[group] = rows[members].mean(axis=0, dtype=np.float64)
+    if rows.flags.f_contiguous and len(rows):
+        order, bounds = _order(codes)
+        step = max(1, _BLOCK // len(rows))
+        for start in range(0, rows.shape[1], step):
+            columns = rows.T[start : start + step]
+            columns = columns if order is None else columns[:, order]
+            # in one piece, and so added in pairs: float32 loses nothing that counts
+            out[:, start : start + step] = (np.add.reduceat(columns, bounds[:-1], axis=1) / np.diff(bounds)).T
+        return out
+    for group, which in enumerate(members(codes)):
+        part = rows[which]
+        total = np.zeros(rows.shape[1])
+        # a few rows at a time in their own precision: adding float32 to float64 one by one takes four times as long
+        for start in range(0, len(part), _FEW):
+            total += part[start : start + _FEW].sum(axis=0)
+        out[group] = total / len(part)
     return out
 
 
@@ -224,10 +388,15 @@ def _n_groups(codes: Codes) -> int:
     return int(codes.max()) + 1 if len(codes) else 0
 
 
-def _members(codes: Codes) -> Iterator[slice | Codes]:
+def members(codes: Codes) -> Iterator[slice | Codes]:
     """The rows of each group in turn: a slice where groups lie in one piece, which spares a copy."""
+    order, bounds = _order(codes)
+    for start, end in pairwise(bounds.tolist()):
+        yield slice(start, end) if order is None else order[start:end]
+
+
+def _order(codes: Codes) -> tuple[Codes | None, Codes]:
+    """How to sort rows by group (None: they are), and where each group starts; the last number is that of the rows."""
     in_order = bool((codes[1:] >= codes[:-1]).all())
-    order = np.argsort(codes, kind="stable")
-    bounds = np.concatenate([[0], np.cumsum(np.bincount(codes))]).tolist()
-    for start, end in pairwise(bounds):
-        yield slice(start, end) if in_order else order[start:end]
+    bounds = np.concatenate([[0], np.cumsum(np.bincount(codes))])
+    return None if in_order else np.argsort(codes, kind="stable"), bounds

@@ -8,5 +8,9 @@ class InputError(ValueError):
     """
 
 
+class NoFileError(InputError, FileNotFoundError):
+    """There is no such file; also a FileNotFoundError, which scripts written for pycytominer expect."""
+
+
 class ProfileWarning(UserWarning):
     """The result is defined but may mislead; the message says why and what to do."""

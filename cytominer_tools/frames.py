@@ -1,206 +1,126 @@
-"""Profiles as frames with named columns: aggregate cells to wells, spherize wells, summarise replicates."""
+"""From frames with named columns to arrays: which columns are features, their values, the rows a query picks."""
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
-from cytominer_tools import arrays
-from cytominer_tools.arrays import Codes, Floats
-from cytominer_tools.columns import PLATE, WELL, feature_columns, require_columns
+from cytominer_tools import queries
+from cytominer_tools.arrays import Codes, Doubles, Floats
+from cytominer_tools.cellprofiler import cellprofiler_columns
+from cytominer_tools.columns import feature_columns
 from cytominer_tools.errors import InputError
-from cytominer_tools.transformers import Spherize
 
 Features = Sequence[str] | Literal["infer"]
 
-_REDUCE = {"median": arrays.group_median, "mean": arrays.group_mean}
-_OBJECT_NUMBERS = ("ImageNumber", "ObjectNumber")  # numeric, never a feature
+_MISSING = {"", "na", "n/a", "nan", "none", "null"}
 
 
-def aggregate(
-    population_df: pd.DataFrame,
-    strata: Sequence[str] = (PLATE, WELL),
-    features: Features = "infer",
-    operation: str = "median",
-    *,
-    keep: Sequence[str] = (),
-) -> pd.DataFrame:
-    """One row for each combination of `strata`: the median or mean of its rows.
+def profile_features(table: pd.DataFrame, features: Features = "infer", *, image_features: bool = False) -> list[str]:
+    """The feature columns of a table of profiles, in their order.
 
-    As pycytominer 1.7.1: groups are sorted by their key, a missing value is a key of its own (last), missing
-    features are skipped, and only strata and features survive. Unlike it, float32 features stay float32.
-
-    Parameters
-    ----------
-    population_df : DataFrame
-        A row per cell, site or well.
-    strata : list of column names
-    features : list of column names, or "infer"
-    operation : "median" or "mean"
-    keep : list of column names
-        Further columns for the result, placed after the strata; each must have one value in each group.
-
-    Returns
-    -------
-    DataFrame
-        `strata`, `keep`, features; index 0 to n_groups - 1.
+    "infer" is pycytominer's rule where it finds any (Cells_, Nuclei_, Cytoplasm_, with `image_features` also numeric
+    Image_), otherwise every numeric column without ``Metadata_``.
 
     Raises
     ------
     InputError
-        An absent or non-numeric column, another operation, or a `keep` column with two values in a group (a missing
-        value next to another one counts as different).
+        Column names that are not text or stand twice, a named column that is absent, nothing that looks like a feature.
     """
-    strata, keep = _names(strata), _names(keep)
-    if not strata:
-        raise InputError("strata is empty: name the columns that identify a group, such as Metadata_Plate")
-    require_columns(population_df, [*strata, *keep], "table to aggregate")
-    if (reduce := _REDUCE.get(operation.lower())) is None:
-        raise InputError(f"operation={operation!r}: expected one of {', '.join(_REDUCE)}")
-    chosen = feature_columns(population_df, features)
+    require_names(table)
     if features == "infer":
-        chosen = [name for name in chosen if name not in (*strata, *keep, *_OBJECT_NUMBERS)]
-    if twice := set(chosen) & {*strata, *keep}:
-        raise InputError(f"both a feature and a key: {', '.join(sorted(twice))}; leave it out of features=")
-
-    codes = population_df.groupby(strata, dropna=False, sort=True, observed=True).ngroup().to_numpy()
-    _, first = np.unique(codes, return_index=True)
-    for name in keep:
-        _require_constant(population_df, name, strata, codes, first)
-    values = _values(population_df, chosen)
-    holes = np.isnan(values.min(axis=0, initial=np.inf))
-    if holes.any():
-        reduced = np.empty((len(first), len(chosen)), dtype=values.dtype)
-        reduced[:, ~holes] = reduce(values[:, ~holes], codes)
-        grouped = pd.DataFrame(values[:, holes]).groupby(codes)
-        reduced[:, holes] = grouped.agg(operation.lower()).to_numpy()
-    else:
-        reduced = reduce(values, codes)
-    keys = population_df[[*strata, *keep]].iloc[first].reset_index(drop=True)
-    return pd.concat([keys, pd.DataFrame(reduced, columns=chosen)], axis=1)
+        return cellprofiler_columns(table, image_features=image_features) or feature_columns(table)
+    if isinstance(features, str):
+        raise InputError(f"features={features!r}: expected a list of column names, or 'infer'")
+    return feature_columns(table, features)
 
 
-def consensus(
-    profiles: pd.DataFrame,
-    replicate_columns: Sequence[str] = (PLATE, WELL),
-    operation: str = "median",
-    features: Features = "infer",
-    *,
-    keep: Sequence[str] = (),
-) -> pd.DataFrame:
-    """One profile for each combination of `replicate_columns`; all else as in `aggregate`."""
-    return aggregate(profiles, replicate_columns, features, operation, keep=keep)
+def require_names(table: pd.DataFrame) -> None:
+    """Raise InputError unless the column names are text, each of them once."""
+    if other := [name for name in table.columns if not isinstance(name, str)]:
+        raise InputError(
+            f"{len(other)} column name(s) are not text: {', '.join(map(repr, other[:3]))}; "
+            "rename them, such as by table.columns = table.columns.astype(str)"
+        )
+    if not table.columns.is_unique:
+        twice = table.columns[table.columns.duplicated()].tolist()
+        raise InputError(f"{len(twice)} column name(s) stand twice: {', '.join(twice[:3])}; rename or drop one of each")
 
 
-class Spherized(NamedTuple):
-    """What `spherize` did.
+def values(table: pd.DataFrame, features: Sequence[str]) -> Floats:
+    """The features as one array, float32 if all of them fit it, else float64; missing values are NaN.
 
-    Attributes
-    ----------
-    profiles : DataFrame
-        The table with spherized features.
-    dropped : list of str
-        The features left out because controls do not vary in them.
-    transformer : Spherize
-        Fitted; carries the number of controls, the eigenvalues (rank) and the gains.
-    """
-
-    profiles: pd.DataFrame
-    dropped: list[str]
-    transformer: Spherize
-
-
-def spherize(
-    profiles: pd.DataFrame,
-    *,
-    control: pd.Series,
-    features: Features = "infer",
-    method: Literal["ZCA", "ZCA-cor"] = "ZCA-cor",
-    ridge: float = 1.0,
-    min_variance: float = 1e-6,
-) -> Spherized:
-    """Drop the features in which controls do not vary, then spherize all rows by the control rows.
-
-    Parameters
-    ----------
-    profiles : DataFrame
-        Wells of all plates of a study at once.
-    control : Series of bool, on the index of `profiles`
-        Such as `queries.select` makes it.
-    features : list of column names, or "infer"
-    method, ridge
-        As in `Spherize`.
-    min_variance : float
-        A feature is dropped when its variance over the controls is at most this part of its variance over all rows
-        (see `arrays.low_variance`); the ratio has no unit.
-
-    Returns
-    -------
-    Spherized
-        Its `profiles` have the rows and columns of the input in their order, less the dropped features.
+    Not a copy where the columns lie side by side in one block, so the caller must not write into it. In a column of
+    text the words NA, nan, none, null and nothing are missing values.
 
     Raises
     ------
     InputError
-        Missing or infinite values, a `control` that is not boolean or of another index, fewer than two controls, or
-        no feature left.
+        A column that does not hold numbers.
     """
-    if control.dtype != bool or not control.any():
-        raise InputError(f"{control.name}: expected booleans, some True; got {control.unique()[:3].tolist()}")
-    if not control.index.equals(profiles.index):
-        raise InputError(f"{control.name}: its index is not that of the profiles; make it from the same table")
-    chosen = feature_columns(profiles, features)
-    values = _values(profiles, chosen)
-    _require_finite(values, chosen)
-    rows = control.to_numpy()
-    low = arrays.low_variance(values, values[rows], min_variance)
-    dropped = [chosen[i] for i in np.flatnonzero(low)]
-    kept = [chosen[i] for i in np.flatnonzero(~low)]
-    if not kept:
-        raise InputError(f"none of {len(chosen)} features varies among {rows.sum()} control rows; check the controls")
-    part = pd.DataFrame(values[:, ~low] if dropped else values, index=profiles.index, columns=kept)
-    transformer = Spherize(method=method, ridge=ridge).fit(part, control=rows)
-    scored = pd.DataFrame(transformer.transform(part), index=profiles.index, columns=kept)
-    gone = set(dropped)
-    order = [name for name in profiles.columns if name not in gone]
-    return Spherized(pd.concat([profiles.drop(columns=chosen), scored], axis=1)[order], dropped, transformer)
-
-
-def _names(columns: Sequence[str]) -> list[str]:
-    return [columns] if isinstance(columns, str) else list(columns)
-
-
-def _values(table: pd.DataFrame, features: list[str]) -> Floats:
-    """The features as one array, float32 if all of them fit it, else float64; missing values are NaN."""
-    part = table[features]
+    places = table.columns.get_indexer(pd.Index(features))
+    in_a_row = len(places) > 0 and (np.diff(places) == 1).all()
+    part = table.iloc[:, int(places[0]) : int(places[-1]) + 1] if in_a_row else table.take(places, axis=1)
+    kinds = part.dtypes.to_numpy()
     parsed = {}
-    for name in (name for name, dtype in part.dtypes.items() if not pd.api.types.is_numeric_dtype(dtype)):
+    for i in np.flatnonzero([not pd.api.types.is_numeric_dtype(kind) for kind in kinds]):
+        name = str(part.columns[int(i)])
+        column = part[name].astype(object)
+        words = column.map(lambda value: isinstance(value, str) and value.strip().lower() in _MISSING)
         try:
-            parsed[str(name)] = pd.to_numeric(part[name]).astype("float64")
+            parsed[name] = pd.to_numeric(column.mask(words.astype(bool), np.nan)).astype("float64")
         except (ValueError, TypeError) as error:
             raise InputError(f"feature {name}: expected numbers, {error}; leave it out of features=") from None
-    part = part.assign(**parsed)
-    narrow = all(dtype in ("float32", "float16") for dtype in part.dtypes)
+    if parsed:
+        part = part.assign(**parsed)
+    narrow = all(kind in ("float32", "float16") for kind in set(kinds))
     return part.to_numpy(dtype="float32" if narrow else "float64", na_value=np.nan)
 
 
-def _require_finite(values: Floats, features: list[str]) -> None:
-    if not (np.isfinite(values.min(axis=0)) & np.isfinite(values.max(axis=0))).all():  # the whole mask only if needed
-        bad = ~np.isfinite(values)
-        names = [features[i] for i in np.flatnonzero(bad.any(axis=0))]
+def reference_rows(table: pd.DataFrame, samples: str) -> npt.NDArray[np.bool_]:
+    """Which rows of `table` a query picks; all of them for "all".
+
+    Raises
+    ------
+    InputError
+        The query does not parse or picks no row.
+    """
+    if not isinstance(samples, str):
+        raise InputError(f"samples={samples!r}: expected 'all' or a query such as \"Metadata_Compound == 'DMSO'\"")
+    if len(table) == 0:
+        raise InputError("the table has no rows")
+    if samples == "all":
+        return np.ones(len(table), dtype=bool)
+    rows = queries.select(table, samples).to_numpy()
+    if not rows.any():
+        raise InputError(f"no row is picked by samples={samples!r}; look at the values of the columns it names")
+    return rows
+
+
+def group_codes(table: pd.DataFrame, by: Sequence[str]) -> Codes:
+    """A number for each row, 0 to n_groups - 1 in the sorted order of the keys; a missing key is a key, the last."""
+    codes: Codes = table.groupby(list(by), dropna=False, sort=True, observed=True).ngroup().to_numpy()
+    return codes
+
+
+def require_finite(rows: Floats, features: Sequence[str]) -> None:
+    """Raise InputError that names the features with a missing or infinite value."""
+    if not (np.isfinite(rows.min(axis=0)) & np.isfinite(rows.max(axis=0))).all():  # the whole mask only if needed
+        bad = ~np.isfinite(rows)
+        names = [features[int(i)] for i in np.flatnonzero(bad.any(axis=0))]
         raise InputError(
-            f"missing or infinite values in {len(names)} feature(s), {bad.any(axis=1).sum()} of {len(values)} rows: "
+            f"missing or infinite values in {len(names)} feature(s), {bad.any(axis=1).sum()} of {len(rows)} rows: "
             f"{', '.join(names[:5])}; drop those features or rows first"
         )
 
 
-def _require_constant(table: pd.DataFrame, name: str, strata: list[str], codes: Codes, first: Codes) -> None:
-    values, _ = pd.factorize(table[name], use_na_sentinel=False)
-    if (differs := values != values[first][codes]).any():
-        row = int(np.argmax(differs))
-        group = ", ".join(f"{key}={table[key].iloc[row]}" for key in strata)
-        found = table[name].iloc[[first[codes[row]], row]].tolist()
-        raise InputError(
-            f"keep: {name} is not constant in the group {group}: {found}; add it to the strata or leave it out"
-        )
+def names(columns: str | Sequence[str]) -> list[str]:
+    """`columns` as a list; one name stands for a list of one."""
+    return [columns] if isinstance(columns, str) else list(columns)
+
+
+def with_features(others: pd.DataFrame, features: Floats | Doubles, columns: Sequence[str]) -> pd.DataFrame:
+    """`others`, and to the right of it the features, on its index."""
+    return pd.concat([others, pd.DataFrame(features, index=others.index, columns=list(columns))], axis=1)

@@ -41,7 +41,7 @@ def read_table(path: str | Path, *, metadata: bool = False) -> pd.DataFrame:
     try:
         if kind == ".parquet":
             return _text_keys(pq.read_table(path).to_pandas(), metadata=metadata)
-        sep = _separator(path)
+        sep = separator(path)
         # pandas renames a second `a` to `a.1`, so the names are taken as they stand
         header = pd.read_csv(
             path, sep=sep, header=None, nrows=1, encoding="utf-8-sig", dtype=str, na_filter=False
@@ -118,7 +118,7 @@ def _format(path: Path, suffixes: tuple[str, ...] = SUFFIXES) -> str:
     raise InputError(f"{path}: the suffix must be one of {', '.join(suffixes)}")
 
 
-def _separator(path: Path) -> str:
+def separator(path: Path) -> str:
     """What separates the values of a text table: of tab, semicolon and comma the one its header holds most of."""
     with gzip.open(path, "rt", encoding="utf-8-sig") if path.suffix == ".gz" else path.open(encoding="utf-8-sig") as f:
         lines = [line for line in (f.readline(1 << 20), f.readline(1 << 20)) if line.strip()]

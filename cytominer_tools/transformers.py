@@ -5,28 +5,228 @@ from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.preprocessing import QuantileTransformer
+from sklearn.utils.validation import _check_feature_names_in, check_is_fitted, validate_data
 
 from cytominer_tools import arrays
 from cytominer_tools.arrays import Floats
+from cytominer_tools.compat import as_peer
 from cytominer_tools.errors import InputError, ProfileWarning
 
-METHODS = ("ZCA", "ZCA-cor")
+METHODS = ("PCA", "ZCA", "PCA-cor", "ZCA-cor")
+ZERO_MAD = ("nan", "zero", "error", "epsilon")
 FEW_CONTROLS = 16
 
+_NEGLIGIBLE = 1e-6  # an epsilon below only keeps a division from failing
 
-class Spherize(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
-    """Learn how control rows vary together, and remove that from any rows (ZCA whitening with a ridge).
+
+class _Scaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
+    """(x - center_) / scale_, feature by feature, learnt on control rows.
+
+    Missing values are left out of what is learnt and stay missing; infinite ones are an error.
+
+    Attributes
+    ----------
+    center_, scale_ : float64 arrays, shape (n_features,)
+    """
+
+    center_: npt.NDArray[np.float64]
+    scale_: npt.NDArray[np.float64]
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
+        return tags
+
+    def fit(self, X: Any, y: Any = None, *, batch: Any = None, well: Any = None, control: Any = None) -> Self:
+        """Learn from the control rows of `X`.
+
+        Parameters
+        ----------
+        X : array or frame of floats, shape (n, n_features)
+        y, batch, well : ignored
+            Every normaliser of the project accepts them.
+        control : bool array, shape (n,), optional
+            The rows to learn from; all of them if None.
+
+        Raises
+        ------
+        InputError
+            No control rows.
+        """
+        X = self._checked(X, reset=True)
+        reference = X if control is None else X[_control_rows(control, len(X))]
+        if len(reference) == 0:
+            raise InputError("n_samples=0 control rows: there is nothing to learn from")
+        self._learn(reference)
+        return self
+
+    def transform(self, X: Any) -> Any:
+        """Scale the rows of `X`; float32 stays float32."""
+        check_is_fitted(self)
+        return self._apply(self._checked(X, reset=False))
+
+    def _checked(self, X: Any, *, reset: bool) -> Floats:
+        X = validate_data(self, X, dtype=[np.float64, np.float32], ensure_all_finite="allow-nan", reset=reset)
+        checked: Floats = X
+        return checked
+
+    def _learn(self, reference: Floats) -> None:
+        raise NotImplementedError
+
+    def _apply(self, X: Floats) -> Floats:
+        return arrays.scaled(X, self.center_, self.scale_)
+
+
+class Standardize(_Scaler):
+    """Mean 0 and variance 1 (divided by n) on the controls; a feature constant there is only centred.
+
+    As scikit-learn's StandardScaler, but learnt in float64 from some of the rows.
+    """
+
+    def _learn(self, reference: Floats) -> None:
+        if len(reference) == 1:
+            self.center_, scale = reference[0].astype(np.float64), np.zeros(reference.shape[1])
+        else:
+            self.center_, scale = arrays.mean_sd(reference, ddof=0)
+        self.scale_ = np.where(scale == 0, 1.0, scale)
+
+
+class Robustize(_Scaler):
+    """Median 0 and distance between the quartiles 1 on the controls; where that distance is 0 it is only centred."""
+
+    def _learn(self, reference: Floats) -> None:
+        self.center_, scale = arrays.median_iqr(reference)
+        self.scale_ = np.where(scale < 10 * np.finfo(np.float64).eps, 1.0, scale)
+
+
+class RobustMAD(_Scaler):
+    """(x - median) / (MAD + epsilon), both of the controls; see `arrays.median_mad`.
 
     Parameters
     ----------
-    method : "ZCA-cor" or "ZCA"
-        ZCA-cor divides each feature by its sd on the controls first, so that units, and any step before it that
-        scales and shifts whole features, cancel. ZCA only centres, for features that share one unit.
-    ridge : float, 0 or more
-        Added to every eigenvalue of the controls' covariance, in multiples of their mean over all directions. See
-        `arrays.spherizing_gains` for the formula and for why it is 1.
+    epsilon : float
+        Added to the MAD, in the unit of the feature.
+    zero_mad : "nan", "zero", "error" or "epsilon"
+        What becomes of a feature whose MAD is 0 (over half of the controls equal), so that nothing says how far is far:
+        rows at the median are 0, the others missing ("nan") or 0 ("zero"); an error; or divided by epsilon, as
+        pycytominer does ("epsilon"), which makes values of 1e18. An epsilon of 1e-6 or more is taken for a scale, and
+        then this plays no part.
+
+    Attributes
+    ----------
+    center_, scale_ : float64 arrays, shape (n_features,)
+    zero_ : bool array, shape (n_features,)
+        The features without a scale.
+    """
+
+    zero_: npt.NDArray[np.bool_]
+
+    def __init__(self, epsilon: float = 1e-18, *, zero_mad: Literal["nan", "zero", "error", "epsilon"] = "nan"):
+        self.epsilon = epsilon
+        self.zero_mad = zero_mad
+
+    def _learn(self, reference: Floats) -> None:
+        if self.zero_mad not in ZERO_MAD:
+            raise InputError(f"zero_mad={self.zero_mad!r}: expected one of {', '.join(ZERO_MAD)}")
+        if not (np.isfinite(self.epsilon) and self.epsilon >= 0):
+            raise InputError(f"epsilon={self.epsilon}: expected a finite number of 0 or more")
+        self.center_, mad = arrays.median_mad(reference)
+        self.scale_ = mad + self.epsilon
+        self.zero_ = (mad == 0) & (self.epsilon < _NEGLIGIBLE)
+        if self.zero_mad == "error" and self.zero_.any():
+            raise InputError(
+                f"MAD of 0 among {len(reference)} control rows in {self.zero_.sum()} feature(s): "
+                f"{_some_names(self, self.zero_)}; drop them first"
+            )
+
+    def transform(self, X: Any) -> Any:
+        """Scale the rows of `X`; a frame stays a frame, and float32 float32."""
+        return _like(X, super().transform(X), None)
+
+    def _apply(self, X: Floats) -> Floats:
+        out = super()._apply(X)
+        if self.zero_mad != "epsilon" and self.zero_.any():
+            away = X[:, self.zero_] - self.center_[self.zero_]
+            other = np.nan if self.zero_mad == "nan" else np.where(np.isnan(away), np.nan, 0.0)
+            out[:, self.zero_] = np.where(away == 0, 0.0, other)
+        return out
+
+
+class InverseNormalTransform(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
+    """Each feature by its quantile among the controls, mapped to the normal distribution, within +-5.2.
+
+    Between the quantiles it is linear; that is scikit-learn's QuantileTransformer, not a rank formula.
+
+    Parameters
+    ----------
+    n_quantiles : int
+        At most the number of control rows.
+    random_state : int, RandomState or None
+        Which 10,000 rows it learns from if there are more.
+    """
+
+    def __init__(self, n_quantiles: int = 1000, random_state: Any = None):
+        self.n_quantiles = n_quantiles
+        self.random_state = random_state
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
+        return tags
+
+    def fit(self, X: Any, y: Any = None, *, batch: Any = None, well: Any = None, control: Any = None) -> Self:
+        """Learn the quantiles of the control rows; arguments as in the other normalisers.
+
+        Raises
+        ------
+        InputError
+            No control rows, or fewer than one quantile.
+        """
+        X = validate_data(self, X, dtype=[np.float64, np.float32], ensure_all_finite="allow-nan")
+        reference = X if control is None else X[_control_rows(control, len(X))]
+        if len(reference) == 0:
+            raise InputError("n_samples=0 control rows: there is nothing to learn from")
+        if self.n_quantiles < 1:
+            raise InputError(f"n_quantiles={self.n_quantiles}: expected 1 or more")
+        self.n_quantiles_ = min(self.n_quantiles, len(reference))
+        self.transformer_ = QuantileTransformer(
+            n_quantiles=self.n_quantiles_, output_distribution="normal", random_state=self.random_state
+        ).fit(reference)
+        return self
+
+    def transform(self, X: Any) -> Floats:
+        """Map the rows of `X`."""
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=[np.float64, np.float32], ensure_all_finite="allow-nan", reset=False)
+        out: Floats = self.transformer_.transform(X)
+        return out
+
+
+class Spherize(TransformerMixin, BaseEstimator):
+    """Learn how control rows vary together, and remove that from any rows (whitening).
+
+    Parameters
+    ----------
+    epsilon : float, 0 or more
+        Added to the singular values of the controls, as pycytominer does. With more features than controls it stretches
+        directions that no control spans as much as the weakest one that they do; `ridge` is the better choice.
+    center : bool
+        Whether to subtract the mean first.
+    method : "ZCA", "PCA", "ZCA-cor" or "PCA-cor"
+        -cor divides each feature by its sd on the controls first, so that units, and any step before it that
+        scales and shifts whole features, cancel; without it features should share one unit. PCA turns the features
+        into principal components, strongest first, each with its largest loading positive; ZCA leaves them where they
+        were.
+    return_numpy : bool
+        Make an array even of a frame.
+    ridge : float, 0 or more, optional
+        In place of `epsilon`: added to every eigenvalue of the controls' covariance, in multiples of their mean over
+        all directions. 1 suits most data; see `arrays.spherizing_gains` for the formula and for why.
+    compat : "pycytominer-1.7.1", optional
+        With `epsilon` and fewer independent features than columns, stretch the empty directions by 1 / epsilon.
 
     Attributes
     ----------
@@ -41,9 +241,9 @@ class Spherize(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
     Notes
     -----
     The rows it was fitted on come out shorter and less correlated than other control rows: score controls out of
-    fold. A feature that is constant on the controls is an InputError with ZCA-cor, which cannot scale it:
-    centring it alone would let its unit in and setting it to 0 would hide it. `frames.spherize` drops such features.
-    With ZCA it is only an unseen direction, which the ridge bounds.
+    fold. A feature that is constant on the controls is an InputError with -cor, which cannot scale it:
+    centring it alone would let its unit in and setting it to 0 would hide it. `normalization.spherize` drops such
+    features. Without -cor it is only an unseen direction, which the ridge bounds.
     """
 
     mean_: npt.NDArray[np.float64]
@@ -54,9 +254,22 @@ class Spherize(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
     rest_gain_: float
     n_controls_: int
 
-    def __init__(self, *, method: Literal["ZCA", "ZCA-cor"] = "ZCA-cor", ridge: float = 1.0):
+    def __init__(
+        self,
+        epsilon: float = 1e-6,
+        center: bool = True,
+        method: Literal["PCA", "ZCA", "PCA-cor", "ZCA-cor"] = "ZCA",
+        return_numpy: bool = False,
+        *,
+        ridge: float | None = None,
+        compat: str | None = None,
+    ):
+        self.epsilon = epsilon
+        self.center = center
         self.method = method
+        self.return_numpy = return_numpy
         self.ridge = ridge
+        self.compat = compat
 
     def fit(self, X: Any, y: Any = None, *, batch: Any = None, well: Any = None, control: Any = None) -> Self:
         """Learn from the control rows of `X`.
@@ -64,8 +277,7 @@ class Spherize(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         Parameters
         ----------
         X : array or frame of finite floats, shape (n, n_features)
-        y : ignored
-        batch, well : ignored
+        y, batch, well : ignored
             Every normaliser of the project accepts them.
         control : bool array, shape (n,), optional
             The rows to learn from; all of them if None.
@@ -73,44 +285,99 @@ class Spherize(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         Raises
         ------
         InputError
-            An unknown method or unfit ridge, fewer than two controls, controls that do not vary.
+            An unknown method, unfit epsilon or ridge, fewer than two controls, controls that do not vary.
         """
         if self.method not in METHODS:
             raise InputError(f"method={self.method!r}: expected one of {', '.join(METHODS)}")
+        if self.method.endswith("-cor") and not self.center:
+            raise InputError(f"{self.method} requires center=True: a correlation is of centred features")
+        if self.ridge is None and not (np.isfinite(self.epsilon) and self.epsilon >= 0):
+            raise InputError(f"epsilon={self.epsilon}: expected a finite number of 0 or more")
+        peer = as_peer(self.compat)
         X = validate_data(self, X, dtype=[np.float64, np.float32])
         reference = X if control is None else X[_control_rows(control, len(X))]
         if (n := len(reference)) < 2:
             raise InputError(
                 f"n_samples={n} control rows: spherizing needs at least 2, and {FEW_CONTROLS} to be useful"
             )
-        self.mean_, sd = arrays.mean_sd(reference)
-        if self.method == "ZCA":
-            self.scale_ = np.ones_like(sd)
-        else:
+        mean, sd = arrays.mean_sd(reference, ddof=1 if self.ridge is not None else 0)
+        self.mean_ = mean if self.center else np.zeros_like(mean)
+        if self.method.endswith("-cor"):
             if (flat := sd == 0).any():
-                names = np.asarray(getattr(self, "feature_names_in_", np.arange(len(sd))))[flat]
                 raise InputError(
-                    f"no spread among {n} control rows in {len(names)} feature(s): "
-                    f"{', '.join(map(str, names[:5]))}; drop them first"
+                    f"no spread among {n} control rows in {flat.sum()} feature(s): "
+                    f"{_some_names(self, flat)}; drop them first"
                 )
             self.scale_ = sd
+        else:
+            self.scale_ = np.ones_like(sd)
         self.eigenvalues_, self.axes_ = arrays.principal_axes((reference - self.mean_) / self.scale_)
-        self.gains_, self.rest_gain_ = arrays.spherizing_gains(self.eigenvalues_, X.shape[1], self.ridge)
         self.n_controls_ = n
-        if n < FEW_CONTROLS:
+        if self.ridge is not None:
+            self.gains_, self.rest_gain_ = arrays.spherizing_gains(self.eigenvalues_, X.shape[1], self.ridge)
+        else:
+            unseen: Literal["smallest", "epsilon"] = "epsilon" if peer and n > X.shape[1] else "smallest"
+            self.gains_, self.rest_gain_ = arrays.epsilon_gains(
+                self.eigenvalues_, n, X.shape[1], self.epsilon, unseen=unseen
+            )
+        if self.method.startswith("PCA"):
+            largest = np.abs(self.axes_).argmax(axis=1)
+            self.axes_ = self.axes_ * np.sign(self.axes_[np.arange(len(self.axes_)), largest])[:, None]
+        self._warn(n, X.shape[1], peer)
+        return self
+
+    def _warn(self, n: int, n_features: int, peer: bool) -> None:
+        rank = len(self.eigenvalues_)
+        if self.ridge is None and rank < n_features and not peer:
+            left = f"{n} control rows span {rank} of {n_features} directions"
+            if n > n_features:
+                left += ", so some features depend on others (pycytominer 1.7.1 stretches what differs by 1 / epsilon)"
+            warnings.warn(
+                f"spherize: {left}; the others are stretched {self.rest_gain_:.3g} times, like the weakest one seen; "
+                "drop features or use Spherize(ridge=1)",
+                ProfileWarning,
+                stacklevel=3,
+            )
+        elif n < FEW_CONTROLS and not peer:
             warnings.warn(
                 f"spherizing learns from {n} control rows; under {FEW_CONTROLS} it follows their noise, "
                 "so fit it over more plates or use a larger ridge",
                 ProfileWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
-        return self
 
-    def transform(self, X: Any) -> Floats:
-        """Spherize the rows of `X`; float32 stays float32."""
+    def transform(self, X: Any) -> Any:
+        """Spherize the rows of `X`; float32 stays float32, and a frame a frame unless `return_numpy`."""
         check_is_fitted(self)
-        X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
-        return arrays.spherize(X, self.mean_, self.scale_, self.axes_, self.gains_, self.rest_gain_)
+        rows = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
+        if self.method.startswith("ZCA"):
+            out = arrays.spherize(rows, self.mean_, self.scale_, self.axes_, self.gains_, self.rest_gain_)
+        else:
+            axes = arrays.completed(self.axes_) if self.rest_gain_ else self.axes_
+            gains = np.full(len(axes), self.rest_gain_)
+            gains[: len(self.gains_)] = self.gains_
+            out = arrays.scaled(rows, self.mean_, self.scale_) @ (axes.T * gains).astype(rows.dtype)
+        return out if self.return_numpy else _like(X, out, self.get_feature_names_out())
+
+    def get_feature_names_out(self, input_features: Any = None) -> npt.NDArray[np.object_]:
+        """PC1, PC2, ... after PCA, else the names that came in."""
+        check_is_fitted(self)
+        if self.method.startswith("PCA"):
+            return np.array([f"PC{i}" for i in range(1, self.n_features_in_ + 1)], dtype=object)
+        found: npt.NDArray[np.object_] = _check_feature_names_in(self, input_features)
+        return found
+
+
+def _like(X: Any, out: Any, names: Any) -> Any:
+    """`out` as a frame on the index of `X` where that is a frame and `out` is not one by `set_output` already."""
+    if not isinstance(X, pd.DataFrame) or isinstance(out, pd.DataFrame):
+        return out
+    return pd.DataFrame(out, index=X.index, columns=X.columns if names is None else names)
+
+
+def _some_names(fitted: Any, which: npt.NDArray[np.bool_]) -> str:
+    found = np.asarray(getattr(fitted, "feature_names_in_", np.arange(len(which))))[which]
+    return ", ".join(map(str, found[:5]))
 
 
 def _control_rows(control: Any, n: int) -> npt.NDArray[np.bool_]:

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from cytominer_tools.aggregation import consensus
 from cytominer_tools.arrays import group_mean, group_median
 from cytominer_tools.columns import COUNT, METADATA, PLATE, WELL
 from cytominer_tools.errors import InputError
 from cytominer_tools.files import atomic_folder
-from cytominer_tools.frames import consensus, spherize
 from cytominer_tools.manifest import Manifest, PlateTable, digest
+from cytominer_tools.normalization import spherize
 from cytominer_tools.queries import select
 from cytominer_tools.tables import read_table, write_table
 from deepprofile.features import feature_settings, plate_features

@@ -1,0 +1,216 @@
+"""cytominer_tools beside pycytominer 1.7.1: seconds, their ratio, and the memory each takes beyond its input.
+
+    python benchmarks/profiles.py            # small tables, under two minutes
+    python benchmarks/profiles.py --full     # those of a screen: 8,818 wells, 6,400 features, 500,000 cells
+    python benchmarks/profiles.py modz       # the cases whose name holds a word
+
+Every case runs in a process of its own, ours and the peer in turn, on the same table; the median counts. Extra memory
+is the peak of resident memory over what was resident before the call.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+PLATES, WELLS, CONTROLS = 20, 384, 24
+
+
+def profiles(n: int, d: int, *, missing: bool = False, plates: int = PLATES) -> pd.DataFrame:
+    """Correlated float32 features with a plate, a treatment (eight replicates) and controls."""
+    rng = np.random.default_rng(0)
+    factors = max(4, d // 8)
+    x = rng.standard_normal((n, factors), dtype=np.float32) @ rng.standard_normal((factors, d), dtype=np.float32)
+    x += 2 * rng.standard_normal((n, d), dtype=np.float32)
+    if missing:
+        x[rng.integers(n, size=d), np.arange(d)] = np.nan
+    metadata = pd.DataFrame(
+        {
+            "Metadata_Plate": np.repeat([f"p{i:03d}" for i in range(plates)], -(-n // plates))[:n],
+            "Metadata_Well": [f"w{i:06d}" for i in range(n)],
+            "Metadata_Treatment": [f"t{i % max(1, n // 8):05d}" for i in range(n)],
+            "Metadata_Control": np.arange(n) % 16 == 0,
+        }
+    )
+    return pd.concat([metadata, pd.DataFrame(x, columns=[f"Cells_f_{i}" for i in range(d)])], axis=1)
+
+
+def cells(n: int, d: int, wells: int = WELLS) -> pd.DataFrame:
+    """Cells in the order of their wells."""
+    x = np.random.default_rng(0).standard_normal((n, d), dtype=np.float32)
+    keys = pd.DataFrame({"Metadata_Plate": "p", "Metadata_Well": [f"w{i:03d}" for i in np.arange(n) * wells // n]})
+    return pd.concat([keys, pd.DataFrame(x, columns=[f"Cells_f_{i}" for i in range(d)])], axis=1)
+
+
+def features(table: pd.DataFrame) -> list[str]:
+    return [name for name in table.columns if name.startswith("Cells_")]
+
+
+def plate_by_plate(table: pd.DataFrame, method: str, peer: bool) -> Any:
+    import pycytominer
+
+    import cytominer_tools
+
+    options = {"samples": "Metadata_Control == True", "method": method}
+    if not peer:
+        return cytominer_tools.normalize(table, by="Metadata_Plate", **options)
+    return pd.concat([pycytominer.normalize(part, **options) for _, part in table.groupby("Metadata_Plate")])
+
+
+Case = tuple[Callable[[bool], pd.DataFrame], Callable[[pd.DataFrame, bool], Any]]
+
+
+def called(name: str, **options: Any) -> Callable[[pd.DataFrame, bool], Any]:
+    """A function of both packages, called with the same arguments."""
+
+    def call(table: pd.DataFrame, peer: bool) -> Any:
+        import pycytominer
+        import pycytominer.operations
+
+        import cytominer_tools
+
+        place = (pycytominer if hasattr(pycytominer, name) else pycytominer.operations) if peer else cytominer_tools
+        return getattr(place, name)(table, **options)
+
+    return call
+
+
+def spherized(n_controls: int) -> Callable[[pd.DataFrame, bool], Any]:
+    """Fitted on the first rows, at most half of them, and applied to all."""
+
+    def call(table: pd.DataFrame, peer: bool) -> Any:
+        from pycytominer.operations import Spherize as Theirs
+
+        from cytominer_tools import Spherize as Ours
+
+        x = table[features(table)]
+        controls = x.head(min(n_controls, len(x) // 2))
+        fitted = (Theirs if peer else Ours)(method="ZCA-cor", return_numpy=True).fit(controls)
+        return fitted.transform(x)
+
+    return call
+
+
+def cases() -> dict[str, Case]:
+    """Name to a table, small or full, and what is done with it."""
+    by_well = {"strata": ["Metadata_Plate", "Metadata_Well"]}
+
+    def plate_cells(full: bool) -> pd.DataFrame:
+        return cells(500_000, 1280) if full else cells(40_000, 640)
+
+    def wide(full: bool) -> pd.DataFrame:
+        return profiles(8818, 6400) if full else profiles(2000, 1600)
+
+    return {
+        "aggregate mean": (plate_cells, called("aggregate", **by_well, operation="mean")),
+        "aggregate median": (plate_cells, called("aggregate", **by_well)),
+        "modz": (
+            lambda full: profiles(*((8818, 1280) if full else (1600, 640))),
+            called("consensus", replicate_columns=["Metadata_Treatment"], operation="modz"),
+        ),
+        "consensus median": (
+            lambda full: profiles(*((8818, 1280) if full else (1600, 640))),
+            called("consensus", replicate_columns=["Metadata_Treatment"]),
+        ),
+        "correlation_threshold": (wide, called("correlation_threshold")),
+        "correlation_threshold, missing values": (
+            lambda full: profiles(*((8818, 1600) if full else (2000, 400)), missing=True),
+            called("correlation_threshold"),
+        ),
+        "variance_threshold": (wide, called("variance_threshold")),
+        "frequency_threshold": (wide, called("frequency_threshold")),
+        **{
+            f"normalize {method}, 20 plates, {width} features": (
+                lambda full, width=width: profiles(PLATES * (WELLS if full else 96), width if full else width // 4),
+                lambda table, peer, method=method: plate_by_plate(table, method, peer),
+            )
+            for method in ("standardize", "robustize", "mad_robustize")
+            for width in (1280, 6400)
+        },
+        "spherize, 3264 controls of 8818 x 6400": (wide, spherized(3264)),
+        "spherize, 480 controls of 7680 x 1280": (
+            lambda full: profiles(*((7680, 1280) if full else (1000, 640))),
+            spherized(480),
+        ),
+        "spherize, 4000 controls of 8818 x 1280": (
+            lambda full: profiles(*((8818, 1280) if full else (2000, 320))),
+            spherized(4000),
+        ),
+    }
+
+
+class Peak(threading.Thread):
+    """The highest resident memory while it runs, in MiB over that at its start."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.start_at, self.highest, self.done = self.now(), 0.0, threading.Event()
+
+    @staticmethod
+    def now() -> float:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+
+    def run(self) -> None:
+        while not self.done.wait(0.005):
+            self.highest = max(self.highest, self.now() - self.start_at)
+
+
+def one(name: str, peer: bool, full: bool, runs: int) -> dict[str, float]:
+    """What a case takes in this process."""
+    make, call = cases()[name]
+    table = make(full)
+    seconds, memory = [], []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        call(table.head(64), peer)  # imports
+        for _ in range(runs):
+            peak = Peak()
+            peak.start()
+            start = time.perf_counter()
+            call(table, peer)
+            seconds.append(time.perf_counter() - start)
+            peak.done.set()
+            peak.join()
+            memory.append(peak.highest)
+    return {"seconds": statistics.median(seconds), "mib": max(memory)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("words", nargs="*")
+    parser.add_argument("--full", action="store_true")
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.one:
+        print(json.dumps(one(args.one[0], args.one[1] == "peer", args.full, args.runs)))
+        return
+    chosen = [name for name in cases() if not args.words or any(word in name for word in args.words)]
+    print(f"{'case':48}  {'ours s':>8}  {'peer s':>8}  {'ratio':>6}  {'ours MiB':>8}  {'peer MiB':>8}")
+    for name in chosen:
+        found = {}
+        for who in ("ours", "peer"):
+            command = [sys.executable, __file__, "--one", name, who, "--runs", str(args.runs)]
+            done = subprocess.run([*command, *["--full"] * args.full], check=True, capture_output=True, text=True)
+            found[who] = json.loads(done.stdout.splitlines()[-1])
+        mine, theirs = found["ours"], found["peer"]
+        print(
+            f"{name:48}  {mine['seconds']:8.3f}  {theirs['seconds']:8.3f}  {theirs['seconds'] / mine['seconds']:6.1f}"
+            f"  {mine['mib']:8.0f}  {theirs['mib']:8.0f}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,285 @@
+"""Many rows to one: cells to wells, replicates to a consensus."""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from cytominer_tools import arrays
+from cytominer_tools.arrays import Codes
+from cytominer_tools.columns import PLATE, WELL, require_columns
+from cytominer_tools.compat import as_peer
+from cytominer_tools.correlations import check_correlation_method, weighted_replicates
+from cytominer_tools.errors import InputError, ProfileWarning
+from cytominer_tools.frames import Features, group_codes, names, profile_features, require_names, values, with_features
+from cytominer_tools.loading import load_profiles
+from cytominer_tools.output import written
+
+OPERATIONS: Mapping[str, Callable[..., arrays.Floats]] = {"median": arrays.group_median, "mean": arrays.group_mean}
+OBJECT_COUNT = "Metadata_Object_Count"
+
+_OBJECT_NUMBERS = ("ImageNumber", "ObjectNumber")  # numeric, but no feature
+_MODZ: dict[str, Any] = {"method": "spearman", "min_weight": 0.01, "precision": 4}
+
+
+@written
+def aggregate(
+    population_df: pd.DataFrame,
+    strata: str | Sequence[str] = (PLATE, WELL),
+    features: Features = "infer",
+    image_features: bool = False,
+    operation: str = "median",
+    output_file: str | Path | None = None,
+    output_type: str | None = "csv",
+    compute_object_count: bool = False,
+    object_feature: str = "Metadata_ObjectNumber",
+    subset_data_df: pd.DataFrame | None = None,
+    compression_options: str | dict[str, Any] | None = None,
+    float_format: str | None = None,
+    *,
+    keep: Sequence[str] = (),
+    compat: str | None = None,
+) -> pd.DataFrame:
+    """One row for each combination of `strata`: the median or mean of its rows.
+
+    Groups are sorted by their key, a missing value is a key of its own (last), missing features are skipped, and only
+    strata, `keep` and features survive. float32 features stay float32.
+
+    Parameters
+    ----------
+    population_df : DataFrame, or the path of a table
+        A row per cell, site or well.
+    strata : list of column names
+    features : list of column names, or "infer"
+    image_features : bool
+        Whether "infer" takes the numeric Image_ columns too.
+    operation : "median" or "mean"
+    output_file, output_type, compression_options, float_format
+        As in `output`; with `output_file` the result is written and its path returned.
+    compute_object_count : bool
+        Add Metadata_Object_Count: the rows of a group in which `object_feature` is not missing.
+    subset_data_df : DataFrame, optional
+        Only the rows that agree with one of its rows in all of its columns.
+    keep : list of column names
+        Further columns for the result, placed after the strata; each must have one value in each group.
+    compat : "pycytominer-1.7.1", optional
+        Its object counts: missing where a key is.
+
+    Returns
+    -------
+    DataFrame
+        `strata`, the count, `keep`, features; index 0 to n_groups - 1. Without rows, the same columns and no row.
+
+    Raises
+    ------
+    InputError
+        An absent or non-numeric column, another operation, or a `keep` column with two values in a group (a missing
+        value next to another one counts as different).
+    """
+    peer = as_peer(compat)
+    population_df = load_profiles(population_df)
+    strata, keep = names(strata), names(keep)
+    if not strata:
+        raise InputError("strata is empty: name the columns that identify a group, such as Metadata_Plate")
+    counted = [object_feature] if compute_object_count else []
+    require_columns(population_df, [*strata, *keep, *counted], "table to aggregate")
+    reduce = OPERATIONS[check_aggregate_operation(operation)]
+    if subset_data_df is not None:
+        population_df = _subset(population_df, subset_data_df)
+    chosen = profile_features(population_df, features, image_features=image_features)
+    chosen = [name for name in chosen if name not in _OBJECT_NUMBERS]
+    if features == "infer":
+        chosen = [name for name in chosen if name not in (*strata, *keep)]
+    if twice := set(chosen) & {*strata, *keep}:
+        raise InputError(f"both a feature and a key: {', '.join(sorted(twice))}; leave it out of features=")
+
+    codes = group_codes(population_df, strata)
+    _, first = np.unique(codes, return_index=True)
+    for name in keep:
+        _require_constant(population_df, name, strata, codes, first)
+    rows = values(population_df, chosen)
+    holes = arrays.has_holes(rows)
+    if holes.any():
+        reduced = np.empty((len(first), len(chosen)), dtype=rows.dtype)
+        reduced[:, ~holes] = reduce(rows[:, ~holes], codes)
+        reduced[:, holes] = pd.DataFrame(rows[:, holes]).groupby(codes).agg(operation.lower()).to_numpy()
+    else:
+        reduced = reduce(rows, codes)
+    keys = population_df[[*strata, *keep]].iloc[first].reset_index(drop=True)
+    if compute_object_count:
+        keys.insert(len(strata), OBJECT_COUNT, _counts(population_df, object_feature, strata, codes, peer))
+    keys = keys.drop(columns=[name for name in strata if name in _OBJECT_NUMBERS])
+    return with_features(keys, reduced, chosen)
+
+
+@written
+def consensus(
+    profiles: pd.DataFrame,
+    replicate_columns: str | Sequence[str] = (PLATE, WELL),
+    operation: str = "median",
+    features: Features = "infer",
+    output_file: str | Path | None = None,
+    output_type: str | None = "csv",
+    compression_options: str | dict[str, Any] | None = None,
+    float_format: str | None = None,
+    modz_args: Mapping[str, Any] | None = None,
+    *,
+    keep: Sequence[str] = (),
+    compat: str | None = None,
+) -> pd.DataFrame:
+    """One profile for each combination of `replicate_columns`: median, mean, or replicates weighted by agreement.
+
+    Parameters
+    ----------
+    profiles : DataFrame, or the path of a table
+    replicate_columns, features, keep, output_file, output_type, compression_options, float_format
+        As in `aggregate`.
+    operation : "median", "mean" or "modz"
+    modz_args : dict, optional
+        method ("spearman"), min_weight (0.01) and precision (4), as in `modz`.
+
+    Raises
+    ------
+    InputError
+        As in `aggregate` and `modz`.
+    """
+    profiles = load_profiles(profiles)
+    if check_consensus_operation(operation) != "modz":
+        return aggregate(profiles, replicate_columns, features, operation=operation, keep=keep, compat=compat)
+    as_peer(compat)
+    if unknown := sorted(set(modz_args or {}) - set(_MODZ)):
+        raise InputError(f"modz_args: unknown {', '.join(unknown)}; expected {', '.join(_MODZ)}")
+    options = _MODZ | dict(modz_args or {})
+    if keep:
+        raise InputError("keep goes with operation 'median' or 'mean'")
+    return modz(
+        profiles,
+        replicate_columns,
+        features,
+        method=str(options["method"]),
+        min_weight=float(options["min_weight"]),
+        precision=int(options["precision"]),
+    )
+
+
+def modz(
+    population_df: pd.DataFrame,
+    replicate_columns: str | Sequence[str],
+    features: Features = "infer",
+    method: str = "spearman",
+    min_weight: float = 0.01,
+    precision: int = 4,
+) -> pd.DataFrame:
+    """Moderated z-score: the sum of the replicates of each group, weighted by how well each agrees with the others.
+
+    Parameters
+    ----------
+    population_df : DataFrame, a row a replicate
+    replicate_columns : list of column names
+        What replicates share; a missing value is a key of its own, the last.
+    features : list of column names, or "infer"
+    method : "spearman", "pearson" or "kendall"
+    min_weight, precision
+        As in `correlations.replicate_weights`; weights of 4 digits need not add up to 1.
+
+    Returns
+    -------
+    DataFrame
+        `replicate_columns`, features (float64). A missing value counts as 0.
+
+    Raises
+    ------
+    InputError
+        An absent or non-numeric column, no rows.
+    """
+    by = names(replicate_columns)
+    require_columns(population_df, by, "replicate_columns not in input dataframe")
+    known = check_correlation_method(method)
+    chosen = [name for name in profile_features(population_df, features) if name not in by]
+    if len(population_df) == 0:
+        raise InputError("population_df must include at least one sample")
+    codes = group_codes(population_df, by)
+    members = list(arrays.members(codes))
+    rows = weighted_replicates(values(population_df, chosen), members, known, min_weight, precision)
+    _, first = np.unique(codes, return_index=True)
+    return with_features(population_df[by].iloc[first].reset_index(drop=True), rows, chosen)
+
+
+def modz_base(
+    population_df: pd.DataFrame, method: str = "spearman", min_weight: float = 0.01, precision: int = 4
+) -> pd.Series:
+    """`modz` of all rows of a table whose columns are all features; a Series on their names.
+
+    Raises
+    ------
+    InputError
+        No rows.
+    """
+    if len(population_df) == 0:
+        raise InputError("population_df must include at least one sample")
+    require_names(population_df)
+    chosen = list(population_df.columns)
+    everything = [slice(0, len(population_df))]
+    rows = values(population_df, chosen)
+    known = check_correlation_method(method)
+    return pd.Series(weighted_replicates(rows, everything, known, min_weight, precision)[0], index=chosen)
+
+
+def check_aggregate_operation(operation: str) -> str:
+    """ "mean" or "median", in lower case.
+
+    Raises
+    ------
+    InputError
+        Anything else.
+    """
+    if (lower := operation.lower()) not in OPERATIONS:
+        raise InputError(f"operation={operation!r}: expected one of {', '.join(OPERATIONS)}")
+    return lower
+
+
+def check_consensus_operation(operation: str) -> str:
+    """ "mean", "median" or "modz", in lower case.
+
+    Raises
+    ------
+    InputError
+        Anything else.
+    """
+    if (lower := operation.lower()) not in (*OPERATIONS, "modz"):
+        raise InputError(f"operation={operation!r}: expected one of {', '.join(OPERATIONS)}, modz")
+    return lower
+
+
+def _subset(table: pd.DataFrame, subset: pd.DataFrame) -> pd.DataFrame:
+    on = subset.columns.tolist()
+    require_columns(table, on, "subset_data_df")
+    return subset.merge(table, how="inner", on=on).reindex(columns=table.columns)
+
+
+def _counts(table: pd.DataFrame, name: str, strata: list[str], codes: Codes, peer: bool) -> pd.Series:
+    counts = table[name].notna().groupby(codes).sum().astype("int64")
+    keyless = table[strata].isna().any(axis=1).groupby(codes).any()
+    if peer and keyless.any():
+        return counts.astype("float64").mask(keyless)
+    if keyless.any():
+        warnings.warn(
+            f"{OBJECT_COUNT}: {keyless.sum()} group(s) have a missing key, for which pycytominer 1.7.1 has no count",
+            ProfileWarning,
+            stacklevel=4,
+        )
+    return counts
+
+
+def _require_constant(table: pd.DataFrame, name: str, strata: list[str], codes: Codes, first: Codes) -> None:
+    found, _ = pd.factorize(table[name], use_na_sentinel=False)
+    if (differs := found != found[first][codes]).any():
+        row = int(np.argmax(differs))
+        group = ", ".join(f"{key}={table[key].iloc[row]}" for key in strata)
+        both = table[name].iloc[[first[codes[row]], row]].tolist()
+        raise InputError(
+            f"keep: {name} is not constant in the group {group}: {both}; add it to the strata or leave it out"
+        )

@@ -1,0 +1,279 @@
+"""Normalising profiles: each feature against reference rows, or all of them together (spherizing)."""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from cytominer_tools import arrays
+from cytominer_tools.columns import metadata_columns, require_columns
+from cytominer_tools.compat import as_peer
+from cytominer_tools.errors import InputError, ProfileWarning
+from cytominer_tools.frames import (
+    Features,
+    group_codes,
+    names,
+    profile_features,
+    reference_rows,
+    require_finite,
+    values,
+    with_features,
+)
+from cytominer_tools.loading import load_profiles
+from cytominer_tools.output import written
+from cytominer_tools.transformers import InverseNormalTransform, Robustize, RobustMAD, Spherize, Standardize
+
+METHODS = ("standardize", "robustize", "mad_robustize", "spherize", "inverse_normal")
+
+_QC = "Metadata_cqc_"
+_CARRIED = ("Image_", "ome_arrow_")  # image measurements and crops that pycytominer keeps beside the metadata
+
+
+@written
+def normalize(
+    profiles: pd.DataFrame,
+    features: Features = "infer",
+    image_features: bool = False,
+    meta_features: Features = "infer",
+    samples: str = "all",
+    method: str = "standardize",
+    drop_cosmicqc_rows: bool = False,
+    output_file: str | Path | None = None,
+    output_type: str | None = "csv",
+    compression_options: str | dict[str, Any] | None = None,
+    float_format: str | None = None,
+    mad_robustize_epsilon: float | None = 1e-18,
+    spherize_center: bool = True,
+    spherize_method: Literal["PCA", "ZCA", "PCA-cor", "ZCA-cor"] = "ZCA-cor",
+    spherize_epsilon: float = 1e-6,
+    inverse_normal_n_quantiles: int = 1000,
+    *,
+    by: str | Sequence[str] = (),
+    compat: str | None = None,
+) -> pd.DataFrame:
+    """Score features against reference rows: all rows, or those that the query `samples` picks.
+
+    Parameters
+    ----------
+    profiles : DataFrame, or the path of a table
+        It is left alone.
+    features : list of column names, or "infer"
+        Missing values stay missing.
+    image_features : bool
+        Whether "infer" takes the numeric Image_ columns too.
+    meta_features : list of column names, or "infer"
+        What comes first in the result; "infer": every ``Metadata_`` column.
+    samples : "all", or a query such as ``Metadata_Compound == 'DMSO'``
+    method : "standardize", "robustize", "mad_robustize", "spherize" or "inverse_normal"
+        See `Standardize`, `Robustize`, `RobustMAD`, `Spherize`, `InverseNormalTransform`.
+    drop_cosmicqc_rows : bool
+        Leave out rows that a ``Metadata_cqc_`` column flags.
+    output_file, output_type, compression_options, float_format
+        As in `output`; with `output_file` the result is written and its path returned.
+    mad_robustize_epsilon, spherize_center, spherize_method, spherize_epsilon, inverse_normal_n_quantiles
+        As in those classes.
+    by : column name or names
+        Normalise each group of rows with one key by its own reference rows, such as each Metadata_Plate.
+    compat : "pycytominer-1.7.1", optional
+        Its results: a MAD of 0 is divided by epsilon, linearly dependent features are stretched by 1 / epsilon, and
+        columns that are neither features nor metadata are dropped.
+
+    Returns
+    -------
+    DataFrame
+        Metadata, columns that are neither, features (PC1, PC2, ... after PCA), on the index of `profiles`.
+
+    Raises
+    ------
+    InputError
+        An absent or non-numeric feature, infinite values, a query or a group without reference rows, no rows.
+    """
+    peer = as_peer(compat)
+    profiles = load_profiles(profiles)
+    if drop_cosmicqc_rows:
+        profiles = _without_flagged(profiles)
+    if (method := method.lower()) not in METHODS:
+        raise InputError(f"method={method!r}: expected one of {', '.join(METHODS)}")
+    if method == "mad_robustize" and mad_robustize_epsilon is None:
+        raise InputError("mad_robustize_epsilon must be a number")
+    if isinstance(meta_features, str) and meta_features != "infer":
+        raise InputError(f"meta_features={meta_features!r}: expected a list of column names, or 'infer'")
+    chosen = profile_features(profiles, features, image_features=image_features)
+    metadata = metadata_columns(profiles) if meta_features == "infer" else list(meta_features)
+    require_columns(profiles, [*metadata, *names(by)], "profiles")
+    others = _others(profiles, chosen, metadata, peer)
+    rows, reference = values(profiles, chosen), reference_rows(profiles, samples)
+
+    def transformer() -> Any:
+        match method:
+            case "standardize":
+                return Standardize()
+            case "robustize":
+                return Robustize()
+            case "mad_robustize":
+                return RobustMAD(float(mad_robustize_epsilon or 0), zero_mad="epsilon" if peer else "nan")
+            case "inverse_normal":
+                # of more than 10,000 rows it takes some, and the same ones each time
+                return InverseNormalTransform(inverse_normal_n_quantiles, random_state=0)
+            case _:
+                return Spherize(spherize_epsilon, spherize_center, spherize_method, True, compat=compat)
+
+    if method == "spherize":
+        require_finite(rows, chosen)
+    elif method != "mad_robustize" and (infinite := _infinite(rows)).any():
+        bad = [chosen[i] for i in np.flatnonzero(infinite)]
+        raise InputError(f"infinite values in {len(bad)} feature(s): {', '.join(bad[:5])}; drop or replace them first")
+    out, zero = _by_group(profiles, rows, reference, names(by), samples, transformer)
+    if zero.any():
+        some = [chosen[i] for i in np.flatnonzero(zero)]
+        warnings.warn(
+            f"mad_robustize: {len(some)} feature(s) have a MAD of 0 among the reference rows ({', '.join(some[:3])}); "
+            "values off the median are missing, where pycytominer 1.7.1 divides by its epsilon and makes 1e18 of them",
+            ProfileWarning,
+            stacklevel=3,
+        )
+    columns = chosen
+    if method == "spherize" and spherize_method.startswith("PCA"):
+        columns = [f"PC{i}" for i in range(1, len(chosen) + 1)]
+    return with_features(profiles[[*metadata, *others]], out, columns)
+
+
+def _by_group(
+    profiles: pd.DataFrame,
+    rows: arrays.Floats,
+    reference: npt.NDArray[np.bool_],
+    by: list[str],
+    samples: str,
+    transformer: Any,
+) -> tuple[arrays.Floats, npt.NDArray[np.bool_]]:
+    """The scored rows, and which features had no scale in some group."""
+    codes = group_codes(profiles, by) if by else np.zeros(len(rows), dtype=np.int64)
+    out = np.empty_like(rows)
+    zero = np.zeros(rows.shape[1], dtype=bool)
+    for which in arrays.members(codes):
+        part = rows[which]
+        if not reference[which].any():
+            key = profiles[by].iloc[which].iloc[0]
+            group = ", ".join(f"{name}={value}" for name, value in key.items())
+            raise InputError(f"the group {group} has no row picked by samples={samples!r}; leave it out or mend `by`")
+        fitted = transformer()
+        if isinstance(fitted, RobustMAD):  # infinite values are not for scikit-learn's checks; medians survive them
+            fitted._learn(part[reference[which]])
+            out[which] = fitted._apply(part)
+            if fitted.zero_mad == "nan":
+                flat = np.flatnonzero(fitted.zero_)
+                zero[flat] |= (np.isnan(out[which][:, flat]) & ~np.isnan(part[:, flat])).any(axis=0)
+        else:
+            out[which] = fitted.fit(part, control=reference[which]).transform(part)
+    return out, zero
+
+
+def _others(profiles: pd.DataFrame, features: list[str], metadata: list[str], peer: bool) -> list[str]:
+    """The columns that are neither: first those that pycytominer carries along, then those it drops."""
+    known = {*features, *metadata}
+    neither = [name for name in profiles.columns if name not in known]
+    carried = [name for name in neither if name.startswith(_CARRIED)]
+    dropped = [name for name in neither if not name.startswith(_CARRIED)]
+    if peer:
+        return carried
+    if dropped:
+        warnings.warn(
+            f"normalize: {len(dropped)} column(s) are neither features nor metadata and stay as they are "
+            f"({', '.join(dropped[:3])}); pycytominer 1.7.1 drops them",
+            ProfileWarning,
+            stacklevel=4,
+        )
+    return carried + dropped
+
+
+def _without_flagged(profiles: pd.DataFrame) -> pd.DataFrame:
+    flags = [name for name in metadata_columns(profiles) if name.startswith(_QC)]
+    if not flags:
+        raise InputError(f"drop_cosmicqc_rows: no column starts with {_QC}; annotate with the table of coSMicQC first")
+    passed = profiles[~profiles[flags].any(axis="columns")]
+    if passed.empty:
+        raise InputError(f"drop_cosmicqc_rows: all {len(profiles)} rows are flagged by {', '.join(flags)}")
+    return passed
+
+
+class Spherized(NamedTuple):
+    """What `spherize` did.
+
+    Attributes
+    ----------
+    profiles : DataFrame
+        The table with spherized features.
+    dropped : list of str
+        The features left out because controls do not vary in them.
+    transformer : Spherize
+        Fitted; carries the number of controls, the eigenvalues (rank) and the gains.
+    """
+
+    profiles: pd.DataFrame
+    dropped: list[str]
+    transformer: Spherize
+
+
+def spherize(
+    profiles: pd.DataFrame,
+    *,
+    control: pd.Series,
+    features: Features = "infer",
+    method: Literal["ZCA", "ZCA-cor"] = "ZCA-cor",
+    ridge: float = 1.0,
+    min_variance: float = 1e-6,
+) -> Spherized:
+    """Drop the features in which controls do not vary, then spherize all rows by the control rows.
+
+    Parameters
+    ----------
+    profiles : DataFrame
+        Wells of all plates of a study at once.
+    control : Series of bool, on the index of `profiles`
+        Such as `queries.select` makes it.
+    features : list of column names, or "infer"
+    method, ridge
+        As in `Spherize`.
+    min_variance : float
+        A feature is dropped when its variance over the controls is at most this part of its variance over all rows
+        (see `arrays.low_variance`); the ratio has no unit.
+
+    Returns
+    -------
+    Spherized
+        Its `profiles` have the rows and columns of the input in their order, less the dropped features.
+
+    Raises
+    ------
+    InputError
+        Missing or infinite values, a `control` that is not boolean or of another index, fewer than two controls, or
+        no feature left.
+    """
+    if control.dtype != bool or not control.any():
+        raise InputError(f"{control.name}: expected booleans, some True; got {control.unique()[:3].tolist()}")
+    if not control.index.equals(profiles.index):
+        raise InputError(f"{control.name}: its index is not that of the profiles; make it from the same table")
+    chosen = profile_features(profiles, features, image_features=True)
+    matrix = values(profiles, chosen)
+    require_finite(matrix, chosen)
+    rows = control.to_numpy()
+    low = arrays.low_variance(matrix, matrix[rows], min_variance)
+    dropped = [chosen[i] for i in np.flatnonzero(low)]
+    kept = [chosen[i] for i in np.flatnonzero(~low)]
+    if not kept:
+        raise InputError(f"none of {len(chosen)} features varies among {rows.sum()} control rows; check the controls")
+    part = pd.DataFrame(matrix[:, ~low] if dropped else matrix, index=profiles.index, columns=kept)
+    transformer = Spherize(method=method, ridge=ridge, return_numpy=True).fit(part, control=rows)
+    scored = with_features(profiles.drop(columns=chosen), transformer.transform(part), kept)
+    gone = set(dropped)
+    return Spherized(scored[[name for name in profiles.columns if name not in gone]], dropped, transformer)
+
+
+def _infinite(rows: arrays.Floats) -> npt.NDArray[np.bool_]:
+    """Which columns hold an infinite value, missing ones left out."""
+    found: npt.NDArray[np.bool_] = np.isinf(np.fmax.reduce(rows, axis=0)) | np.isinf(np.fmin.reduce(rows, axis=0))
+    return found

@@ -1,0 +1,190 @@
+"""What each of the five functions does with tables that are not as they should be."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cytominer_tools import aggregate, annotate, consensus, feature_select, normalize
+from cytominer_tools.errors import InputError, ProfileWarning
+
+
+def wells(n=20, d=3):
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(rng.normal(size=(n, d)), columns=[f"Cells_{i}" for i in range(d)])
+    table.insert(0, "Metadata_Plate", "p")
+    table.insert(1, "Metadata_Well", [f"A{i + 1:02d}" for i in range(n)])
+    table.insert(2, "Metadata_Compound", ["dmso", "x"] * (n // 2))
+    return table
+
+
+FIVE = {
+    "aggregate": lambda table: aggregate(table),
+    "normalize": lambda table: normalize(table),
+    "feature_select": lambda table: feature_select(table),
+    "consensus": lambda table: consensus(table, ["Metadata_Compound"], "modz"),
+    "annotate": lambda table: annotate(table, pd.DataFrame({"well_position": ["A01"], "a": [1]})),
+}
+
+
+@pytest.mark.parametrize("name", FIVE)
+def test_names_that_are_not_text_or_stand_twice(name):
+    with pytest.raises(InputError, match=r"1 column name\(s\) are not text: 7; rename them"):
+        FIVE[name](wells().rename(columns={"Cells_1": 7}))
+    with pytest.raises(InputError, match=r"1 column name\(s\) stand twice: Cells_0; rename or drop one"):
+        FIVE[name](wells().rename(columns={"Cells_1": "Cells_0"}))
+
+
+@pytest.mark.parametrize("name", ["aggregate", "normalize", "consensus"])
+def test_text_in_a_feature(name):
+    table = wells()
+    table["Cells_1"] = ["1.5", "nan", "None", "NA", "", "n/a", *["2"] * 14]
+    before = table.copy()
+    result = FIVE[name](table)
+    assert pd.api.types.is_float_dtype(result["Cells_1"])
+    pd.testing.assert_frame_equal(table, before)
+    table.loc[3, "Cells_1"] = "much"
+    with pytest.raises(InputError, match=r"feature Cells_1: expected numbers, .*much"):
+        FIVE[name](table)
+
+
+def test_tables_without_rows():
+    empty = wells().head(0)
+    assert aggregate(empty).shape == (0, 5)
+    assert consensus(empty, ["Metadata_Compound"]).shape == (0, 4)
+    for call in (normalize, feature_select):
+        with pytest.raises(InputError, match="the table has no rows"):
+            call(empty)
+    with pytest.raises(InputError, match="must include at least one sample"):
+        consensus(empty, ["Metadata_Compound"], "modz")
+
+
+def test_a_group_of_one():
+    table = wells()
+    for operation in ("mean", "median", "modz"):
+        result = consensus(table, ["Metadata_Well"], operation)
+        np.testing.assert_allclose(result[["Cells_0"]], table[["Cells_0"]])
+    one = normalize(table.head(1))
+    assert (one.filter(like="Cells_") == 0).all(axis=None)
+
+
+def test_missing_keys_are_a_group():
+    table = wells()
+    table.loc[[0, 2], "Metadata_Compound"] = None
+    for operation in ("mean", "modz"):
+        result = consensus(table, ["Metadata_Compound"], operation)
+        assert result["Metadata_Compound"].isna().tolist() == [False, False, True]
+
+
+def test_missing_infinite_and_constant_features():
+    table = wells()
+    table.loc[0, "Cells_0"], table["Cells_1"] = np.nan, 4.0
+    result = normalize(table)
+    assert result["Cells_0"].isna().tolist() == [True] + [False] * 19
+    assert (result["Cells_1"] == 0).all()
+    table.loc[1, "Cells_2"] = np.inf
+    for method in ("standardize", "robustize", "inverse_normal"):
+        with pytest.raises(InputError, match=r"infinite values in 1 feature\(s\): Cells_2"):
+            normalize(table, method=method)
+    with pytest.raises(InputError, match=r"infinite values in 2 feature\(s\), 2 of 20 rows: Cells_0, Cells_2"):
+        normalize(table, method="spherize")
+    assert np.isinf(normalize(table, method="mad_robustize").loc[1, "Cells_2"])
+
+
+def test_no_controls_and_a_plate_without():
+    with pytest.raises(InputError, match="no row is picked by samples=\"Metadata_Compound == 'none'\""):
+        normalize(wells(), samples="Metadata_Compound == 'none'")
+    two = pd.concat([wells(), wells().assign(Metadata_Plate="q", Metadata_Compound="x")], ignore_index=True)
+    with pytest.raises(InputError, match="the group Metadata_Plate=q has no row picked by samples="):
+        normalize(two, samples="Metadata_Compound == 'dmso'", by="Metadata_Plate")
+
+
+def test_by_plate_is_plate_by_plate():
+    two = pd.concat([wells(), wells().assign(Metadata_Plate="q")], ignore_index=True)
+    two.loc[20:, "Cells_0"] *= 3
+    shuffled = two.sample(frac=1, random_state=0)
+    result = normalize(shuffled, by="Metadata_Plate", samples="Metadata_Compound == 'dmso'", method="mad_robustize")
+    for _, part in shuffled.groupby("Metadata_Plate"):
+        expected = normalize(part, samples="Metadata_Compound == 'dmso'", method="mad_robustize")
+        pd.testing.assert_frame_equal(result.loc[part.index], expected)
+
+
+def test_fewer_controls_than_features_warn():
+    table = wells(20, 30)
+    with pytest.warns(ProfileWarning, match="10 control rows span 9 of 30 directions"):
+        normalize(table, method="spherize", samples="Metadata_Compound == 'dmso'")
+
+
+def test_columns_that_are_neither_stay_and_are_named():
+    table = wells().assign(note="text", Image_Name="a.tif")
+    with pytest.warns(ProfileWarning, match=r"1 column\(s\) are neither features nor metadata .*\(note\); pycytominer"):
+        result = normalize(table)
+    assert list(result.columns[:5]) == ["Metadata_Plate", "Metadata_Well", "Metadata_Compound", "Image_Name", "note"]
+    peer = normalize(table, compat="pycytominer-1.7.1")
+    assert "note" not in peer
+    assert "Image_Name" in peer
+
+
+def test_flags_of_cosmicqc():
+    table = wells().assign(Metadata_cqc_small=[True] + [False] * 19)
+    result = normalize(table, drop_cosmicqc_rows=True)
+    pd.testing.assert_frame_equal(result, normalize(table.iloc[1:]))
+    with pytest.raises(InputError, match="no column starts with Metadata_cqc_"):
+        normalize(wells(), drop_cosmicqc_rows=True)
+    with pytest.raises(InputError, match="all 20 rows are flagged by Metadata_cqc_small"):
+        normalize(table.assign(Metadata_cqc_small=True), drop_cosmicqc_rows=True)
+
+
+def test_fifty_thousand_columns():
+    x = np.random.default_rng(0).normal(size=(8, 50_000)).astype("float32")
+    table = pd.DataFrame(x, columns=[f"net_{i}" for i in range(50_000)])
+    table.insert(0, "Metadata_Compound", ["a", "b"] * 4)
+    assert consensus(table, ["Metadata_Compound"]).shape == (2, 50_001)
+    assert normalize(table).dtypes.iloc[1] == "float32"
+    assert feature_select(table).shape == table.shape
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"method": "zscore"}, "method='zscore': expected one of standardize"),
+        ({"method": "mad_robustize", "mad_robustize_epsilon": None}, "mad_robustize_epsilon must be a number"),
+        ({"meta_features": "Metadata_Well"}, "expected a list of column names, or 'infer'"),
+        ({"meta_features": ["Metadata_x"]}, "profiles: no column 'Metadata_x'"),
+        ({"profiles": 3}, "profiles: expected a DataFrame or a path, got int"),
+        ({"profiles": "nowhere.csv"}, "nowhere.csv: no such file"),
+    ],
+)
+def test_normalize_refuses(options, words):
+    with pytest.raises(InputError, match=words):
+        normalize(**({"profiles": wells()} | options))
+
+
+# --- annotate
+def platemap():
+    return pd.DataFrame({"well_position": [f"A{i + 1:02d}" for i in range(20)], "dose": range(20)})
+
+
+def test_a_well_that_the_plate_map_names_twice():
+    twice = pd.concat([platemap(), platemap().head(1).assign(dose=99)])
+    with pytest.warns(ProfileWarning, match="the plate map names A01 more than once"):
+        result = annotate(wells(), twice)
+    assert len(result) == 21
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "words"),
+    [
+        (
+            lambda p: p.assign(well_position=p["well_position"].str.lower()),
+            {},
+            "no profile is on the plate map: .* a01",
+        ),
+        (lambda p: p.assign(well_position=range(20)), {}, "is a number in the plate map and Metadata_Well text"),
+        (lambda p: p, {"join_on": "Metadata_Well"}, "expected two, the column of the plate map and that of"),
+        (lambda p: p, {"join_on": ["Metadata_x", "Metadata_Well"]}, "platemap: no column 'Metadata_x'"),
+        (lambda p: p, {"external_metadata": wells()}, "must be provided together"),
+    ],
+)
+def test_annotate_refuses(change, options, words):
+    with pytest.raises(InputError, match=words):
+        annotate(wells(), change(platemap()), **options)
