@@ -3,7 +3,7 @@
     python benchmarks/quality.py [--folder FOLDER] [--seeds 0 1 2] [--only 'fixed/*' 'real/*'] [--quick]
 
 Simulated studies whose truth is known, three seeds each (another seed is another study, another network and another
-split), and one small real study; docs/quality.md says how to read the tables. About an hour on two quiet cores.
+split), and one small real study; docs/quality.md says how to read the tables. About 90 minutes on two quiet cores.
 Everything lies in FOLDER, by default deepprofile-quality in the folder for temporary files: images, models, a JSON file
 a run, and the tables as CSV. Stopped and started again, it goes on; what is done is only printed. --quick is a tiny
 study and four runs, to see that the script works: its numbers say nothing.

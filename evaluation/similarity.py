@@ -1,5 +1,6 @@
 """Similarity of profiles as blocks of rows: a pair exists while its block is read, and never as a table row."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -40,12 +41,12 @@ class Similarity(Protocol):
         """The same similarity of some of the items."""
 
 
-class Tiled:
+class Tiled(ABC):
     """`rows` by way of `tile`."""
 
+    @abstractmethod
     def tile(self, rows: Some, columns: slice) -> Floats32:
         """As in `Similarity`."""
-        raise NotImplementedError
 
     def rows(self, start: int, stop: int) -> Floats32:
         """As in `Similarity`."""
