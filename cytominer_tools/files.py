@@ -160,17 +160,17 @@ def locked_together(folder: Path, alone: Callable[[], None]) -> Iterator[None]:
         file = path.open("a+")
     with file:
         began = time.monotonic()
-        while not (first := _lock(file.fileno())) and not _lock(file.fileno(), shared=True):
-            waited = time.monotonic() - began
+        while (first := _lock(file.fileno())) or not _lock(file.fileno(), shared=True):
+            if first:
+                _sign(file, f" {_TOGETHER}")
+                alone()
+                # the system lets go before it shares, so another may come between, who is first then
+                if _lock(file.fileno(), shared=True):
+                    break
             # one of many that start at once holds it alone for a moment
-            if waited > (_CLEARING if _TOGETHER in _holder(file) else _GRACE):
+            if time.monotonic() - began > (_CLEARING if _TOGETHER in _holder(file) else _GRACE):
                 raise _refusal(folder, file)
             time.sleep(0.02)
-        if first:
-            _sign(file, f" {_TOGETHER}")
-            alone()
-            if not _lock(file.fileno(), shared=True):
-                raise _refusal(folder, file)
         yield
 
 

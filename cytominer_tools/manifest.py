@@ -204,12 +204,13 @@ class PlateTable:
             self.finish(keys)
             return True
         with waited_for(self.lock):
-            settings = self.manifest.settings
-            self.manifest = self._read()
-            self.manifest.settings = settings
+            known, self.manifest = self.manifest, self._read()
+            self.manifest.settings = known.settings
             if all(self.manifest.is_current(well, key) for well, key in keys.items()):
                 self.finish(keys)
                 return True
+            # while another process makes a well again it has no record; what this process knows of it holds
+            self.manifest.parts = known.parts | self.manifest.parts
         return False
 
     def finish(self, wells: Iterable[str]) -> None:

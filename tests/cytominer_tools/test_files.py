@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cytominer_tools import files
 from cytominer_tools.errors import InputError
-from cytominer_tools.files import LEFTOVER, atomic_folder, atomic_path, locked, safe_name, sweep
+from cytominer_tools.files import LEFTOVER, atomic_folder, atomic_path, locked, locked_together, safe_name, sweep
 
 HOLD = """
 import sys, time; from cytominer_tools.files import locked
@@ -190,6 +190,25 @@ def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path):
         assert "InputError" in attempt().stderr
     with locked(tmp_path):  # the lock of a process that ended by itself
         pass
+
+
+def test_another_may_come_between_clearing_away_and_sharing(tmp_path, monkeypatch):
+    """A change from alone to shared lets go first; who comes between is first then, and shares later."""
+    lock, asked, cleared = files._lock, [], []
+
+    def between(number, *, shared=False):
+        asked.append(shared)
+        if asked == [False, True]:
+            with (tmp_path / ".lock").open("a+") as file:  # another open file: another holder
+                assert lock(number, shared=True)
+                assert lock(file.fileno(), shared=True)
+                return False
+        return lock(number, shared=shared)
+
+    monkeypatch.setattr(files, "_lock", between)
+    with locked_together(tmp_path, lambda: cleared.append(True)):
+        assert asked == [False, True, False, True]
+    assert cleared == [True, True]
 
 
 def test_a_lock_is_let_go_of_when_the_block_fails(tmp_path):

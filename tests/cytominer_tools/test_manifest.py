@@ -274,6 +274,22 @@ def test_one_name_one_file(tmp_path):
     assert table.read("a%2Fb").equals(cells("y"))
 
 
+# --- several processes
+def test_a_well_that_another_process_makes_again_is_still_known(tmp_path):
+    """It has no record from the moment its file is made anew until that is in place."""
+    plate = PlateTable(tmp_path / "plate", "features", tmp_path / "lock")
+    plate.write("A01", "a", cells("A01"))
+    plate.write("B01", "b", cells("B01"))
+    other = PlateTable(tmp_path / "plate", "features", tmp_path / "lock")
+    other._record("A01").unlink()
+    assert not plate.complete({"A01": "a", "B01": "b"})
+    assert plate.manifest.is_current("A01", "a")
+    other.write("A01", "a", cells("A01"))
+    assert plate.complete({"A01": "a", "B01": "b"})
+    assert sorted(files(plate.folder)) == ["cells.parquet", "manifest.json"]
+    assert plate.read("A01").equals(cells("A01"))
+
+
 # --- a kill between any two changes of the disk
 class Killed(BaseException):
     pass

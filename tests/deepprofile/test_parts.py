@@ -58,7 +58,7 @@ def start(study, part, where="nowhere", n=-1):
 
 def ended(*processes):
     told = [process.communicate(timeout=120) for process in processes]
-    assert [process.returncode for process in processes] == [0] * len(processes), told
+    assert [process.returncode for process in processes] == [0] * len(processes), "\n".join(err for _, err in told)
     return [out for out, _ in told]
 
 
