@@ -16,7 +16,7 @@ from cytominer_tools.correlations import check_correlation_method, weighted_repl
 from cytominer_tools.errors import InputError, ProfileWarning
 from cytominer_tools.frames import Features, group_codes, names, profile_features, require_names, values, with_features
 from cytominer_tools.loading import load_profiles
-from cytominer_tools.output import written
+from cytominer_tools.output import write_to_file_if_user_specifies_output_details
 
 OPERATIONS: Mapping[str, Callable[..., arrays.Floats]] = {"median": arrays.group_median, "mean": arrays.group_mean}
 OBJECT_COUNT = "Metadata_Object_Count"
@@ -25,7 +25,7 @@ _OBJECT_NUMBERS = ("ImageNumber", "ObjectNumber")  # numeric, but no feature
 _MODZ: dict[str, Any] = {"method": "spearman", "min_weight": 0.01, "precision": 4}
 
 
-@written
+@write_to_file_if_user_specifies_output_details
 def aggregate(
     population_df: pd.DataFrame,
     strata: str | Sequence[str] = (PLATE, WELL),
@@ -115,7 +115,7 @@ def aggregate(
     return with_features(keys, reduced, chosen)
 
 
-@written
+@write_to_file_if_user_specifies_output_details
 def consensus(
     profiles: pd.DataFrame,
     replicate_columns: str | Sequence[str] = (PLATE, WELL),

@@ -15,13 +15,13 @@ from cytominer_tools.compat import as_peer
 from cytominer_tools.errors import InputError, ProfileWarning
 from cytominer_tools.frames import names, require_names
 from cytominer_tools.loading import load_platemap, load_profiles
-from cytominer_tools.output import written
+from cytominer_tools.output import write_to_file_if_user_specifies_output_details
 
 _BROAD = re.compile(r"BRD[-N][A-Z0-9]+")
 _CLEAN = {f"Image_Metadata_{name}": f"{METADATA}{name}" for name in ("Plate", "Well", "Site")}
 
 
-@written
+@write_to_file_if_user_specifies_output_details
 def annotate(
     profiles: pd.DataFrame,
     platemap: pd.DataFrame,

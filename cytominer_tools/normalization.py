@@ -24,7 +24,7 @@ from cytominer_tools.frames import (
     with_features,
 )
 from cytominer_tools.loading import load_profiles
-from cytominer_tools.output import written
+from cytominer_tools.output import write_to_file_if_user_specifies_output_details
 from cytominer_tools.transformers import InverseNormalTransform, Robustize, RobustMAD, Spherize, Standardize
 
 METHODS = ("standardize", "robustize", "mad_robustize", "spherize", "inverse_normal")
@@ -33,7 +33,7 @@ _QC = "Metadata_cqc_"
 _CARRIED = ("Image_", "ome_arrow_")  # image measurements and crops that pycytominer keeps beside the metadata
 
 
-@written
+@write_to_file_if_user_specifies_output_details
 def normalize(
     profiles: pd.DataFrame,
     features: Features = "infer",

@@ -31,9 +31,10 @@ _SUFFIXES = {".parquet": "parquet", ".h5ad": "anndata_h5ad", ".zarr": "anndata_z
 _TEXT = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz")
 
 
-def written(function: Callable[P, pd.DataFrame]) -> Callable[P, pd.DataFrame]:
+def write_to_file_if_user_specifies_output_details(function: Callable[P, pd.DataFrame]) -> Callable[P, pd.DataFrame]:
     """Give a function that makes a frame pycytominer's output arguments, which its signature must name.
 
+    The name is pycytominer's.
     With `output_file` the frame is written and its path (text) is returned in place of the frame.
     """
     signature = inspect.signature(function)
@@ -55,9 +56,6 @@ def written(function: Callable[P, pd.DataFrame]) -> Callable[P, pd.DataFrame]:
         )
 
     return wrapper
-
-
-write_to_file_if_user_specifies_output_details = written  # the name that pycytominer has for it
 
 
 def output(

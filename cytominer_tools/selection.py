@@ -17,7 +17,7 @@ from cytominer_tools.correlations import check_correlation_method, correlated_pa
 from cytominer_tools.errors import InputError, ProfileWarning
 from cytominer_tools.frames import Features, profile_features, reference_rows, values
 from cytominer_tools.loading import load_profiles
-from cytominer_tools.output import written
+from cytominer_tools.output import write_to_file_if_user_specifies_output_details
 
 OPERATIONS = (
     "variance_threshold",
@@ -30,7 +30,7 @@ OPERATIONS = (
 )
 
 
-@written
+@write_to_file_if_user_specifies_output_details
 def feature_select(
     profiles: pd.DataFrame,
     features: Features = "infer",
