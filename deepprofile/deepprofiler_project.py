@@ -47,7 +47,9 @@ _NEEDLESS = (
     *("dataset.locations.view_size", "prepare.compression.scaling_factor", "paths", "train.validation.frame"),
 )
 _LAYERS = {"avg_pool": "features", "pool5": "features", "features": "features"}
-_NETWORKS = {"efficientnet_b0": "efficientnet_b0", "resnet50": "keras_resnet50v2"}
+_NETWORKS = {f"efficientnet_b{number}": f"efficientnet_b{number}" for number in range(8)} | {
+    f"resnet{depth}": f"keras_resnet{depth}v2" for depth in (50, 101, 152)
+}
 Era = Literal["legacy_over_max", "minmax", "zscore"]
 
 

@@ -15,7 +15,11 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't
 CHANNELS, SIDE, CLASSES = 5, 32, 4
 
 
-@pytest.fixture(scope="module", params=names(GROUP))
+# the larger sizes of what is made by one function, a minute each: two small tests are theirs
+LARGER = {f"efficientnet_b{number}" for number in range(1, 8)} | {"keras_resnet101v2", "keras_resnet152v2"}
+
+
+@pytest.fixture(scope="module", params=sorted(set(names(GROUP)) - LARGER))
 def network(request):
     """Name, plugin, and a model of it with classes."""
     name = request.param
@@ -92,6 +96,38 @@ def test_one_channel_and_a_side_longer_than_the_other(network):
     name, _, _ = network
     model = build_network(name, channels=1, size=(SIDE, 2 * SIDE))
     assert model(np.zeros((2, SIDE, 2 * SIDE, 1), np.float32)).shape[0] == 2
+
+
+# --- the larger sizes
+@pytest.mark.parametrize("name", ["efficientnet_b1", pytest.param("keras_resnet101v2", marks=pytest.mark.slow)])
+def test_a_larger_network_is_that_of_keras(name):
+    """With its weights by layer name it computes the same, so no layer is left out."""
+    kind = keras.applications.EfficientNetB1 if "efficient" in name else keras.applications.ResNet101V2
+    theirs = kind(include_top=False, weights=None, input_shape=(SIDE, SIDE, 3))
+    initialize(theirs, 1)
+    ours = build_network(name, channels=3, size=(SIDE, SIDE))
+    build = load(GROUP, name)
+    donors = iter([layer for layer in theirs.layers if layer.weights])
+    for layer in ours.layers:
+        if layer.weights:
+            layer.set_weights(next(donors).get_weights())
+    x = crops(2, channels=3)
+    expected = np.asarray(theirs(255 * x if "efficient" in name else 2 * x - 1)).mean(axis=(1, 2))
+    np.testing.assert_allclose(np.asarray(ours(x)), expected, rtol=1e-4, atol=1e-4)
+    assert set(build.feature_layers) <= {layer.name for layer in ours.layers}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(LARGER))
+def test_what_a_larger_network_says_of_itself_is_so(name):
+    build = load(GROUP, name)
+    model = build(channels=CHANNELS, size=(SIDE, SIDE))
+    assert model.name == name
+    assert build.__name__ == f"build_{name}"
+    assert f"(n, {model.output_shape[1]})" in inspect.getdoc(build)
+    assert set(build.feature_layers) <= {layer.name for layer in model.layers}
+    assert build.source
+    assert build.licence
 
 
 # --- EfficientNet with ImageNet's weights
