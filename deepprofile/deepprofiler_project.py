@@ -130,10 +130,14 @@ def init_deepprofiler(
     study.columns = prefixed(study, str(place))
     columns, controls = _columns(settings, study, notes)
     profile = _profile(settings, root, channels, notes)
-    crops = settings.number("dataset.locations.box_size")
-    if settings.get("dataset.locations.mode", "single_cells") != "single_cells":
-        notes.append("dataset.locations.mode: views of whole images have no counterpart; cells are cut out instead")
-    masked = _outlines(settings, root, folder, notes)
+    crops, masked = settings.number("dataset.locations.box_size"), _outlines(settings, root, folder, notes)
+    if settings.get("dataset.locations.mode", "single_cells") == "full_image":
+        crops, masked = settings.number("dataset.locations.view_size", None) or crops, []
+        profile.append("  tiles: true  # instead of cells")
+        notes.append(
+            f"dataset.locations.mode: full_image becomes tiles of {crops} x {crops} px that cover each site; "
+            "crops.size is their side"
+        )
     light = [
         settings.number(f"prepare.illumination_correction.{n}", None)
         for n in ("down_scale_factor", "median_filter_size")

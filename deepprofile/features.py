@@ -121,6 +121,8 @@ def profile_cells(
     if study.profile.files is not None:
         from deepprofile.deepprofiler_npz import import_features
 
+        if epochs or share is not None:
+            raise InputError("--epoch, --part and --devices are for networks, and profile.files holds what is made")
         return import_features(study, strict=strict)
     index = load_index(study)
     studies = [study.at_epoch(epoch) for epoch in dict.fromkeys(epochs)] or [study]

@@ -310,6 +310,8 @@ class ProfileModel(Section):
     def _keys_of_a_mode(self) -> "ProfileModel":
         if self.files is not None and self.weights is not None:
             raise ValueError("files holds features that are made; leave weights out, or files to make them")
+        if self.files is not None and self.dtype != "float32":
+            raise ValueError("files holds features of float32, and they stay so; leave dtype out")
         if "input_size" in self.model_fields_set and self.mode == "multi_channel":
             raise ValueError("input_size: multi_channel takes crops as they are; leave it out, or set mode")
         return self

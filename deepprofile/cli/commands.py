@@ -222,7 +222,7 @@ def _stage(name: str, module: str, function: str, doc: str) -> None:
         if reads_images:
             settings["strict"] = strict
         read = _study(study)
-        sets = (read.with_features(model),) if model else read.feature_sets if name in _AFTER else (read,)
+        sets = _feature_sets(read, model) if name in _AFTER else (read,)
         with _quiet_keras() if module in ("features", "training") and "devices" not in settings else _nothing():
             place, called = module, function
             if chosen.get("layout") == "png":
@@ -235,6 +235,11 @@ def _stage(name: str, module: str, function: str, doc: str) -> None:
     for option in (*_OPTIONS.get(name, ()), *((strict_option,) if reads_images else ())):
         command = option(command)
     main.command(name, help=doc)(command)
+
+
+def _feature_sets(study: "Study", model: str | None) -> "tuple[Study, ...]":
+    """The study of the features that `model` names, or of all that `profile` makes."""
+    return (study.with_features(model),) if model else study.feature_sets
 
 
 def _stage_settings(chosen: dict[str, Any]) -> dict[str, Any]:
@@ -300,12 +305,18 @@ for _name, _module, _function, _doc in (
     show_default=True,
     help="FOLDER/PLATE/WELL/SITE.npz, or FOLDER/PLATE/WELL_SITE.npz as before DeepProfiler 0.3.",
 )
+@_model_option
 @click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON.")
-def npz(study: Path, folder: Path, layout: Any, as_json: bool) -> None:
-    """Write the features of STUDY into FOLDER as DeepProfiler does, a .npz a site."""
+def npz(study: Path, folder: Path, layout: Any, model: str | None, as_json: bool) -> None:
+    """Write the features of STUDY into FOLDER as DeepProfiler does, a .npz a site.
+
+    Of several layers each has a folder of its own, FOLDER/MODEL-LAYER.
+    """
     from deepprofile.deepprofiler_npz import export_npz
 
-    _report([export_npz(_study(study), folder, layout)], as_json)
+    sets = _feature_sets(_study(study), model)
+    places = [folder] if len(sets) == 1 else [folder / one.profile.name for one in sets]
+    _report((export_npz(one, place, layout) for one, place in zip(sets, places, strict=True)), as_json)
 
 
 @main.command()

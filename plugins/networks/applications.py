@@ -75,7 +75,7 @@ def with_imagenet(application: Callable[..., keras.Model], model: keras.Model, t
 
 
 def take_weights(model: keras.Model, donor: keras.Model, first: dict[str, list[Any]]) -> None:
-    """Give `model`, but for its logits, the weights of `donor` by the names of layers; where `first` has some, these."""
+    """Give `model`, but for its logits, the weights of `donor` by name of layer; but where `first` has some."""
     for layer in model.layers:
         if layer.weights and layer.name != "logits":
             layer.set_weights(first[layer.name] if layer.name in first else donor.get_layer(layer.name).get_weights())

@@ -19,6 +19,7 @@ from deepprofile.deepprofiler_npz import SiteFeatures, export_npz, import_featur
 from deepprofile.deepprofiler_project import init_deepprofiler
 from deepprofile.features import CARD, profile_cells
 from deepprofile.locations import X, Y
+from deepprofile.parts import Share
 from deepprofile.pipeline import run_study
 from deepprofile.profiles import WELLS, aggregate_wells
 from deepprofile.study import read_study
@@ -243,6 +244,13 @@ def test_the_command(done):
     told = CliRunner().invoke(main, ["npz", str(done.root), str(done.root / "images")])
     assert told.exit_code == 2
     assert "it holds files that this command has not written" in told.stderr
+    two = configure(done.root, profile={"network": "small_cnn", "model": "two", "layer": ["features", "block1_pool"]})
+    profile_cells(two)
+    for options, below in (([], "two-block1_pool/P2"), (["--model", "two-features"], "P2")):
+        place = done.root / f"npz{len(options)}"
+        told = CliRunner().invoke(main, ["npz", str(done.root), str(place), *options])
+        assert told.exit_code == 0, told.output
+        assert (place / below / "C02/2.npz").is_file()
 
 
 # --- reading
@@ -305,6 +313,11 @@ def test_files_of_two_models_and_no_file(done):
         import_features(configure(done.root, profile={"files": "npz/{plate}.npz"}))
     with pytest.raises(InputError, match="files holds features that are made; leave weights out"):
         imported(done.root, weights="imagenet")
+    with pytest.raises(InputError, match="files holds features of float32, and they stay so; leave dtype out"):
+        imported(done.root, dtype="float16")
+    for chosen in ({"epochs": [1]}, {"share": Share(1, 2)}):
+        with pytest.raises(InputError, match=r"--epoch, --part and --devices are for networks, and profile\.files holds"):
+            profile_cells(imported(done.root), **chosen)
 
 
 # --- real files

@@ -165,11 +165,11 @@ def test_wells_and_sites_that_the_files_write_otherwise(tmp_path):
 
 
 def test_a_checkpoint_and_other_networks(tmp_path):
-    config = changed(CONFIG, profile__checkpoint="checkpoint_0003.hdf5", train__model__params__conv_blocks=3)
+    config = changed(CONFIG, profile__checkpoint="checkpoint_0003.hdf5", train__model__name="densenet")
     root = project(tmp_path / "dp", config)
     made = init_deepprofiler(tmp_path / "one", root)
     told = "\n".join(made.notes)
-    assert "train.model.name: efficientnet_b3 is taken for efficientnet_b0" in told
+    assert "train.model.name: densenet is taken for efficientnet_b0" in told
     assert "profile.checkpoint: no file outputs/*/checkpoint/checkpoint_0003.hdf5" in told
     assert read_study(made.path).profile.weights is None
     (root / "outputs/results/checkpoint").mkdir(parents=True)
@@ -204,6 +204,18 @@ def test_repeated_channels_and_another_network(tmp_path):
     assert (profile.network, profile.mode, profile.input_size) == ("keras_resnet50v2", "repeat_channel", 299)
     assert (profile.layer, profile.weights) == ("features", "imagenet")
     assert not any("crop_generator" in note or "train.model.name" in note for note in made.notes)
+    for name, depth, ours in (("resnet", 152, "keras_resnet152v2"), ("efficientnet", 3, "efficientnet_b3")):
+        config = changed(CONFIG, train__model__name=name, train__model__params__conv_blocks=depth)
+        made = init_deepprofiler(tmp_path / ours, project(tmp_path / f"dp {ours}", config))
+        assert read_study(made.path).profile.network == ours
+
+
+def test_views_of_whole_images_are_tiles(tmp_path):
+    config = changed(CONFIG, dataset__locations__mode="full_image", dataset__locations__view_size=48)
+    made = init_deepprofiler(tmp_path / "study", project(tmp_path / "dp", config))
+    study = read_study(made.path)
+    assert (study.profile.tiles, study.crops.size) == (True, 48)
+    assert "full_image becomes tiles of 48 x 48 px that cover each site; crops.size is their side" in made.notes[0]
 
 
 def test_masks_need_outlines(tmp_path):
