@@ -31,7 +31,7 @@ from deepprofile.work import map_ahead, workers
 R = TypeVar("R")
 
 SECONDS = 20.0  # that the calibration may take, about; building the network comes on top
-TRAINING = 5.0  # times as long as a cell takes to profile: one pass forward, one back, and what Keras adds
+TRAINING = 3.0  # passes forward that a pass forward and back takes: what validation is counted in
 _SITES = 64  # that are looked at, at most
 _GIGA = 1e9
 
@@ -162,15 +162,7 @@ class _Planner:
             cells = round(cells * self._kept())
         speed, written = self._network(crops)
         if trained:
-            drawn, checked = self._epoch(index, per_site)
-            epochs = study.train.epochs if study.train is not None else 0
-            rate = None if speed is None else speed / TRAINING
-            # validation is a pass forward alone
-            stages.append(self._stage("train", round(epochs * (drawn + checked / TRAINING)), "cells", rate))
-            self.unknown.append(
-                f"the speed of training: it is taken for 1/{TRAINING:g} of that of the network on this device; "
-                "what a class has is known once the crops are exported"
-            )
+            stages.append(self._training(index, per_site, crops))
         unit = "tiles" if study.profile.tiles else "cells"
         fed = None if feeding is None else feeding * per_site
         rate = self._together(speed, fed)
@@ -376,6 +368,18 @@ class _Planner:
             return len(index)
         plates = [select(sites, study.controls).sum() or len(sites) for _, sites in index.groupby(PLATE)]
         return int(sum(plates))
+
+    def _training(self, index: pd.DataFrame, per_site: float, crops: np.ndarray | None) -> StagePlan:
+        from deepprofile.training import train_section, training_rate
+
+        names = [name for name in self.study.label if name in index]
+        classes = max(2, len(index[names].drop_duplicates())) if names else 2
+        rate = None if crops is None else training_rate(self.study, crops, classes, 0.2 * self.seconds)
+        drawn, checked = self._epoch(index, per_site)
+        self.unknown.append("how many cells each class has, until the crops are exported: sites are taken for equal")
+        # validation is a pass forward alone
+        count = round(train_section(self.study).epochs * (drawn + checked / TRAINING))
+        return self._stage("train", count, "cells", rate)
 
     def _epoch(self, index: pd.DataFrame, per_site: float) -> tuple[float, float]:
         """Cells that are drawn for an epoch, and cells that validate, as if each site had as many."""

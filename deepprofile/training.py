@@ -23,6 +23,7 @@ from cytominer_tools.files import atomic_path, safe_name
 from cytominer_tools.manifest import Manifest, changes
 from cytominer_tools.queries import select
 from cytominer_tools.tables import read_table, write_table
+from deepprofile.augmentation import draw
 from deepprofile.batches import Batch, Batches
 from deepprofile.checkpoints import assign, load_state, read_state, save_state, states, values
 from deepprofile.crop_selection import read_treatments
@@ -43,7 +44,7 @@ from deepprofile.soft_labels import Targets
 from deepprofile.splits import NEITHER, TRAIN, VALIDATION, SplitCells, split_cells
 from deepprofile.study import NAME, Study, Train
 from deepprofile.trackers import trackers
-from deepprofile.trainee import Trainee, compile_trainee, predict_logits
+from deepprofile.trainee import CROPS, Trainee, compile_trainee, predict_logits
 from deepprofile.work import Done, log, map_ahead, progress, workers
 
 if TYPE_CHECKING:
@@ -221,6 +222,30 @@ def fit_epoch(
             raise failed[0] from None
         raise
     return {name: float(values[-1]) for name, values in ended.history.items()}
+
+
+def training_rate(study: Study, crops: np.ndarray, classes: int, seconds: float) -> float:
+    """Cells a second that the network of `study` learns from on this device, measured for about `seconds`.
+
+    crops : float32 (n, H, W, C) in [0, 1], repeated to a batch. The weights are drawn at random, and nothing is kept.
+    """
+    settings = train_section(study)
+    random = settings.model_copy(update={"init": "random"})
+    network = _network(study.model_copy(update={"train": random}), classes)
+    trainee = Trainee(network, augment=bool(settings.augment), l2=settings.l2)
+    compile_trainee(trainee, settings, classes)
+    rng = np.random.default_rng(study.seed)
+    inputs = {CROPS: np.resize(crops, (settings.batch, *crops.shape[1:]))}
+    if settings.augment:
+        inputs |= draw(settings.augment, settings.batch, crops.shape[1:], rng)
+    targets = np.eye(classes, dtype=np.float32)[rng.integers(0, classes, settings.batch)]
+    trainee.train_on_batch(inputs, targets)  # compiled at the first call
+    times: list[float] = []
+    while len(times) < 2 or (sum(times) < seconds and len(times) < 30):
+        began = time.perf_counter()
+        trainee.train_on_batch(inputs, targets)
+        times.append(time.perf_counter() - began)
+    return settings.batch / float(np.median(times))
 
 
 class _Training:

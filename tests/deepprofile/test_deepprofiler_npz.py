@@ -316,7 +316,9 @@ def test_files_of_two_models_and_no_file(done):
     with pytest.raises(InputError, match="files holds features of float32, and they stay so; leave dtype out"):
         imported(done.root, dtype="float16")
     for chosen in ({"epochs": [1]}, {"share": Share(1, 2)}):
-        with pytest.raises(InputError, match=r"--epoch, --part and --devices are for networks, and profile\.files holds"):
+        with pytest.raises(
+            InputError, match=r"--epoch, --part and --devices are for networks, and profile\.files holds"
+        ):
             profile_cells(imported(done.root), **chosen)
 
 

@@ -85,8 +85,23 @@ def test_located_cells_are_counted_and_nothing_is_written(located):
     assert list(found) == ["illumination", "locate", "export", "train", "profile", "aggregate"]
     assert (found["illumination"].count, found["illumination"].unit) == (8, "sites")  # of control wells
     # three epochs of a hundred, and what validates at the price of a pass forward
-    assert found["train"].count == round(3 * (100 + min(100, cells * 0.2) / 5))
+    assert found["train"].count == round(3 * (100 + min(100, cells * 0.2) / 3))
     assert all(one.hours > 0 and one.money == pytest.approx(2 * one.hours) for one in found.values())
+
+
+def test_training_is_timed_as_it_will_run(located, monkeypatch):
+    import deepprofile.training
+
+    asked = []
+
+    def rate(study, crops, classes, seconds):
+        asked.append((crops.shape[1:], classes))
+        return 50.0
+
+    monkeypatch.setattr(deepprofile.training, "training_rate", rate)
+    study = set_up(located.root, train={"init": "random"})
+    assert stages(plan_study(study, seconds=SECONDS))["train"].per_second == 50
+    assert asked == [((study.crops.size, study.crops.size, len(study.channels)), 3)]  # DMSO and two compounds
 
 
 def test_space_is_what_the_stages_take(located):
