@@ -37,10 +37,12 @@ class CropSource:
         """What `Preprocess.scale` takes for the type of `image`: that of its files, before any correction."""
         return self.uncorrected or image.dtype
 
-    def scale(self, preprocess: Preprocess, site: "SiteSource", crops: np.ndarray) -> np.ndarray:
+    def scale(
+        self, preprocess: Preprocess, site: "SiteSource", crops: np.ndarray, out: np.ndarray | None = None
+    ) -> np.ndarray:
         """What the network sees of `crops` (n, H, W, C), which are cut from `site`; see `Preprocess.scale`."""
         levels = self.levels if site.levels is None else site.levels
-        return preprocess.scale(crops, levels, self.image_type(site.image))
+        return preprocess.scale(crops, levels, self.image_type(site.image), out)
 
     def inputs(self, study: Study, well: str) -> list[Any]:
         """What the crops of `well` depend on beside the settings, as JSON values."""

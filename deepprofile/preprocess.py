@@ -109,7 +109,9 @@ class Preprocess(CropSettings, frozen=True):
             crops[near != own[:, None, None]] = 0
         return crops
 
-    def scale(self, crops: np.ndarray, levels: np.ndarray | None, image_type: np.dtype) -> np.ndarray:
+    def scale(
+        self, crops: np.ndarray, levels: np.ndarray | None, image_type: np.dtype, out: np.ndarray | None = None
+    ) -> np.ndarray:
         """Network input from crops in counts.
 
         Parameters
@@ -120,6 +122,8 @@ class Preprocess(CropSettings, frozen=True):
             for ``percentile``.
         image_type : dtype
             Of the image that the crops come from, for ``none``.
+        out : float32 array of the shape of `crops`, C-contiguous, optional
+            What is filled and returned.
 
         Returns
         -------
@@ -127,7 +131,8 @@ class Preprocess(CropSettings, frozen=True):
             In [0, 1], but for ``zscore``, and for float images with ``none`` or, where they are negative,
             ``legacy_over_max``.
         """
-        scaled = crops.astype(np.float32)
+        scaled = np.empty(crops.shape, np.float32) if out is None else out
+        scaled[...] = crops
         if self.normalize == "minmax":
             scaled -= _by_channel(np.min, scaled)
             scaled /= _by_channel(np.max, scaled) + np.float32(1e-7)
@@ -144,14 +149,21 @@ class Preprocess(CropSettings, frozen=True):
             scaled /= np.where(flat, 1, spread).astype(np.float32)
         elif self.normalize in ("plate_control", "percentile"):
             assert levels is not None, f"{self.normalize} needs levels"
-            low, high = np.moveaxis(np.asarray(levels, np.float32)[..., None, None, :], -4, 0)
-            scaled -= low
+            low, high = np.moveaxis(np.asarray(levels, np.float32), -2, 0)
+            n, height, width, channels = scaled.shape
+            lines = scaled.reshape(n, height, width * channels)  # long ones, as in _by_channel
+            lines -= _along(low, width)
             with np.errstate(over="ignore"):  # where the plate is flat, infinity is clipped to 1
-                scaled /= np.maximum(high - low, np.finfo(np.float32).tiny)
-            np.clip(scaled, 0, 1, out=scaled)
+                lines /= _along(np.maximum(high - low, np.finfo(np.float32).tiny), width)
+            np.clip(lines, 0, 1, out=lines)
         elif np.issubdtype(image_type, np.integer):
             scaled /= np.float32(np.iinfo(image_type).max)
         return scaled
+
+
+def _along(levels: np.ndarray, width: int) -> np.ndarray:
+    """Levels of channels, (C,) or (n, C), as lines of `width` pixels, (1 or n, 1, width * C)."""
+    return np.tile(np.atleast_2d(levels), width)[:, None, :]
 
 
 def _by_channel(extreme: Callable[..., np.ndarray], crops: np.ndarray) -> np.ndarray:

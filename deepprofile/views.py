@@ -29,6 +29,7 @@ from deepprofile.sites import image_fingerprint, site_rows
 from deepprofile.study import Study
 
 _CHUNK = 16  # crops that a thread reads at a time
+_CUT = 4  # crops that are cut at a time and scaled while they are in the cache
 
 # fills (n, H, W, C), float32, with the network's input of rows start to start + n
 Fill = Callable[[int, np.ndarray], None]
@@ -112,9 +113,10 @@ class _Images:
         numbers = cells[CELL].to_numpy()
 
         def fill(start: int, out: np.ndarray) -> None:
-            some = slice(start, start + len(out))
-            cut = site.cut(preprocess, xy[some], numbers[some])
-            out[:] = self.source.scale(preprocess, site, cut)
+            for first in range(0, len(out), _CUT):
+                some = slice(start + first, min(start + first + _CUT, start + len(out)))
+                cut = site.cut(preprocess, xy[some], numbers[some])
+                self.source.scale(preprocess, site, cut, out[first : first + _CUT])
 
         return View(cells, fill, lost)
 
