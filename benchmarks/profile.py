@@ -10,8 +10,9 @@ site by site. "bare" is the same compiled network on random numbers in memory, w
 cells a second of a core's time: on a machine that others use too, its ratios hold where those of the clock do not.
 
     --sites 20 100 400         whether the time is linear in sites, and the memory flat
-    --peer-python, --peer-source  the interpreter and the checkout of DeepProfiler 0.3, which is then run on the same
-                               project at block6a_activation (Python 3.11 with TensorFlow 2.15)
+    --peer-python              the interpreter (Python 3.11 with TensorFlow 2.15) of DeepProfiler, which is then run on
+                               the same project at block6a_activation; the one installed there (pip install
+                               deepprofiler, 0.5.1), or by --peer-source a checkout of it (0.3)
 """
 
 import argparse
@@ -207,11 +208,18 @@ def refused(folder: Path, runtime: str, precision: str) -> str:
     return ""
 
 
+def peer_version(interpreter: str) -> str:
+    words = [interpreter, "-c", "from importlib.metadata import version; print(version('deepprofiler'))"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    return done.stdout.strip() or "of a checkout"
+
+
 def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 MODES = {f.__name__: f for f in (make, bare, engine, predict_loop, stored, device, refused)}
+RUNTIMES = [("keras", "float32"), ("onnx", "float32"), ("openvino", "float32"), ("openvino", "bfloat16")]
 
 
 def child(mode: str, folder: Path, *more: Any, **named: Any) -> Any:
@@ -230,9 +238,8 @@ def middle(values: list[float]) -> float:
 
 
 def cpu(folder: Path, chosen: argparse.Namespace) -> None:
-    runtimes = [("keras", "float32"), ("onnx", "float32"), ("openvino", "float32"), ("openvino", "bfloat16")]
     usable = []
-    for runtime, precision in runtimes:
+    for runtime, precision in RUNTIMES:
         if why := child("refused", folder, runtime, precision):
             print(f"not run: {runtime} {precision}: {why}")
         else:
@@ -295,7 +302,7 @@ def gpu(folder: Path, chosen: argparse.Namespace, keys: list[str]) -> None:
 
 
 def peer(folder: Path, chosen: argparse.Namespace) -> None:
-    """DeepProfiler 0.3 and `deepprofile profile`, each as a command on the same images, centres and layer."""
+    """DeepProfiler and `deepprofile profile`, each as a command on the same images, centres and layer."""
     sites = chosen.sites[0]
     root, study = folder / "peer", folder / f"study{sites}"
     lines = (study / "index.csv").read_text().splitlines()
@@ -331,29 +338,33 @@ def peer(folder: Path, chosen: argparse.Namespace) -> None:
         "profile": {"feature_layer": PEER_LAYER, "checkpoint": "None", "batch_size": 128},
     }  # fmt: skip
     (root / "inputs/config/config.json").write_text(json.dumps(config))
-    command = [chosen.peer_python, "deepprofiler", f"--root={root}", "--config=config.json", "profile"]
+    command = [chosen.peer_python, "-m", "deepprofiler", f"--root={root}", "--config=config.json", "profile"]
     ours = [sys.executable, "-c", "from deepprofile.cli import main; main()", "profile", str(study)]
-    configure(study, layer=PEER_LAYER)
     environment = {"TF_CPP_MIN_LOG_LEVEL": "3", **os.environ}
-    seconds: list[tuple[float, float]] = []
+    version = peer_version(chosen.peer_python)
+    usable = [what for what in RUNTIMES if not child("refused", folder, *what)]
+    seconds: dict[tuple[str, str], list[tuple[float, float]]] = {what: [] for what in usable}
+
+    def timed(words: list[str], place: Path) -> float:
+        start = time.perf_counter()
+        done = subprocess.run(words, cwd=place, capture_output=True, text=True, env=environment)
+        if done.returncode:
+            sys.exit(f"{' '.join(words)}\n{done.stderr[-3000:]}")
+        return time.perf_counter() - start
+
     for _ in range(chosen.rounds):
         shutil.rmtree(root / "outputs/results/features", ignore_errors=True)
-        shutil.rmtree(study / "features", ignore_errors=True)
-        took = []
-        for words, place in ((command, chosen.peer_source), (ours, Path.cwd())):
-            start = time.perf_counter()
-            done = subprocess.run(words, cwd=place, capture_output=True, text=True, env=environment)
-            if done.returncode:
-                sys.exit(f"{' '.join(words)}\n{done.stderr[-3000:]}")
-            took.append(time.perf_counter() - start)
+        theirs = timed(command, chosen.peer_source or folder)
         if len(list((root / "outputs/results/features").rglob("*.npz"))) != sites:
             sys.exit("DeepProfiler did not write a file a site")
-        seconds.append((took[0], took[1]))
-    theirs, mine = (middle([pair[i] for pair in seconds]) for i in (0, 1))
-    times = middle([a / b for a, b in seconds])
-    print(
-        f"\nas a process, {sites} sites at {PEER_LAYER}: DeepProfiler {theirs:.1f} s, ours {mine:.1f} s: {times:.2f} x"
-    )
+        for runtime, precision in usable:
+            configure(study, layer=PEER_LAYER, runtime=runtime, precision=precision)
+            shutil.rmtree(study / "features", ignore_errors=True)
+            seconds[runtime, precision].append((theirs, timed(ours, Path.cwd())))
+    print(f"\n| as a process, {sites} sites at {PEER_LAYER} | s | DeepProfiler {version}, s | x |\n|---|---|---|---|")
+    for (runtime, precision), pairs in seconds.items():
+        theirs, mine = (middle([pair[i] for pair in pairs]) for i in (0, 1))
+        print(f"| {runtime} {precision} | {mine:.1f} | {theirs:.1f} | {middle([a / b for a, b in pairs]):.2f} |")
 
 
 def main() -> None:
@@ -362,8 +373,8 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--batch", type=int, default=BATCH)
     options.add_argument("--gpu-batch", type=int, default=512)
-    options.add_argument("--peer-python", help="an interpreter with TensorFlow 2.15 and what DeepProfiler needs")
-    options.add_argument("--peer-source", type=Path, help="a checkout of DeepProfiler 0.3")
+    options.add_argument("--peer-python", help="an interpreter with TensorFlow 2.15 and DeepProfiler")
+    options.add_argument("--peer-source", type=Path, help="a checkout of DeepProfiler, in place of the one installed")
     chosen = options.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -372,10 +383,10 @@ def main() -> None:
         print(f"{machine}; sites of {pixels}, about {CELLS} cells each; load {os.getloadavg()[0]:.1f}", flush=True)
         cpu(folder, chosen) if not gpus else print("not run: the tables of the CPU, as there is a GPU (hide it)")
         gpu(folder, chosen, keys) if gpus else print("\nnot run: no GPU")
-        if chosen.peer_python and chosen.peer_source:
+        if chosen.peer_python:
             peer(folder, chosen)
         else:
-            print("\nnot run: DeepProfiler as a process, without --peer-python and --peer-source")
+            print("\nnot run: DeepProfiler as a process, without --peer-python")
 
 
 if __name__ == "__main__":

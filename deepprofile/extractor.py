@@ -159,6 +159,8 @@ def _cut(study: Study, model: keras.Model) -> keras.Model:
 def _runtime(study: Study, network: keras.Model, about: dict[str, Any]) -> tuple[Run, list[dict[str, Any]]]:
     """What computes `network`, and with a precision below float32 how far its features agree, by layer."""
     chosen, preprocess = study.profile, study.preprocess
+    repeat = chosen.mode == "repeat_channel"
+    pixels = len(preprocess.channels) * chosen.input_size**2 if repeat else preprocess.size**2
 
     def run(precision: str) -> Run:
         if chosen.runtime != "keras":
@@ -167,6 +169,7 @@ def _runtime(study: Study, network: keras.Model, about: dict[str, Any]) -> tuple
                 chosen.batch,
                 chosen.runtime,
                 precision,
+                pixels=pixels,
                 folder=study.models / "exported",
                 name=chosen.name,
                 about=about,

@@ -1,4 +1,5 @@
 import json
+import math
 import zipfile
 from importlib.util import find_spec
 
@@ -42,7 +43,8 @@ def crops():
 
 def exported(network, folder, runtime, batch=21, precision="float32", name="tiny"):
     about = {"weights_hash": weights_hash(network)}
-    return exported_runtime(network, batch, runtime, precision, folder=folder, name=name, about=about)
+    pixels = math.prod(network.input_shape[1:3])
+    return exported_runtime(network, batch, runtime, precision, pixels=pixels, folder=folder, name=name, about=about)
 
 
 def plain(network, crops):
