@@ -24,7 +24,7 @@ from cytominer_tools.frames import (
     with_features,
 )
 from cytominer_tools.loading import load_profiles
-from cytominer_tools.output import write_to_file_if_user_specifies_output_details
+from cytominer_tools.output import output, write_to_file_if_user_specifies_output_details
 from cytominer_tools.transformers import InverseNormalTransform, Robustize, RobustMAD, Spherize, Standardize
 
 METHODS = ("standardize", "robustize", "mad_robustize", "spherize", "inverse_normal")
@@ -219,28 +219,34 @@ class Spherized(NamedTuple):
 
 
 def spherize(
-    profiles: pd.DataFrame,
+    profiles: pd.DataFrame | str | Path,
+    controls: str = "all",
     *,
-    control: pd.Series,
+    control: pd.Series | None = None,
     features: Features = "infer",
     method: Literal["ZCA", "ZCA-cor"] = "ZCA-cor",
     ridge: float = 1.0,
     min_variance: float = 1e-6,
+    output_file: str | Path | None = None,
 ) -> Spherized:
     """Drop the features in which controls do not vary, then spherize all rows by the control rows.
 
     Parameters
     ----------
-    profiles : DataFrame
+    profiles : DataFrame, or the path of a table
         Wells of all plates of a study at once.
-    control : Series of bool, on the index of `profiles`
-        Such as `queries.select` makes it.
+    controls : query, or "all"
+        The rows to learn from, such as ``Metadata_Compound == 'DMSO'``.
+    control : Series of bool, on the index of `profiles`, optional
+        Instead of a query.
     features : list of column names, or "infer"
     method, ridge
         As in `Spherize`.
     min_variance : float
         A feature is dropped when its variance over the controls is at most this part of its variance over all rows
         (see `arrays.low_variance`); the ratio has no unit.
+    output_file : path, optional
+        Where its profiles are written, as `output` does.
 
     Returns
     -------
@@ -253,6 +259,9 @@ def spherize(
         Missing or infinite values, a `control` that is not boolean or of another index, fewer than two controls, or
         no feature left.
     """
+    profiles = load_profiles(profiles)
+    if control is None:
+        control = pd.Series(reference_rows(profiles, controls), index=profiles.index, name="controls")
     if control.dtype != bool or not control.any():
         raise InputError(f"{control.name}: expected booleans, some True; got {control.unique()[:3].tolist()}")
     if not control.index.equals(profiles.index):
@@ -270,7 +279,10 @@ def spherize(
     transformer = Spherize(method=method, ridge=ridge, return_numpy=True).fit(part, control=rows)
     scored = with_features(profiles.drop(columns=chosen), transformer.transform(part), kept)
     gone = set(dropped)
-    return Spherized(scored[[name for name in profiles.columns if name not in gone]], dropped, transformer)
+    spherized = scored[[name for name in profiles.columns if name not in gone]]
+    if output_file is not None:
+        output(spherized, output_file)
+    return Spherized(spherized, dropped, transformer)
 
 
 def _infinite(rows: arrays.Floats) -> npt.NDArray[np.bool_]:
