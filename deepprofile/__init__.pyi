@@ -18,6 +18,7 @@ from .profiles import normalize_wells as normalize_wells
 from .profiles import score_profiles as score_profiles
 from .registry import register as register
 from .simulator import simulate as simulate
+from .steps import apply_recipe as apply_recipe
 from .study import Study as Study
 from .study import read_study as read_study
 from .template import init_study as init_study
