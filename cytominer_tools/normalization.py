@@ -24,7 +24,7 @@ from cytominer_tools.frames import (
     with_features,
 )
 from cytominer_tools.loading import load_profiles
-from cytominer_tools.output import output, write_to_file_if_user_specifies_output_details
+from cytominer_tools.output import options_of_suffix, output, write_to_file_if_user_specifies_output_details
 from cytominer_tools.transformers import InverseNormalTransform, Robustize, RobustMAD, Spherize, Standardize
 
 METHODS = ("standardize", "robustize", "mad_robustize", "spherize", "inverse_normal")
@@ -310,7 +310,7 @@ def spherize(
         A feature is dropped when its variance over the controls is at most this part of its variance over all rows
         (see `arrays.low_variance`); the ratio has no unit.
     output_file : path, optional
-        Where its profiles are written, as `output` does.
+        Where its profiles are written too, as its suffix says.
 
     Returns
     -------
@@ -345,7 +345,7 @@ def spherize(
     gone = set(dropped)
     spherized = scored[[name for name in profiles.columns if name not in gone]]
     if output_file is not None:
-        output(spherized, output_file)
+        output(spherized, output_file, **options_of_suffix(output_file))
     return Spherized(spherized, dropped, transformer)
 
 

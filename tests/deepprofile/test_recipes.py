@@ -151,7 +151,8 @@ def test_another_table_beside_the_features(done):
     [
         (
             "cellprofiler",
-            "normalize by mad_robustize learns from the controls of each Plate, and 2 of 2 have fewer than 16, down to 2",
+            "normalize by mad_robustize learns from the controls of each Plate, and 2 of 2 have fewer than 16, "
+            "down to 2",
         ),
         (
             "plate-pca",
