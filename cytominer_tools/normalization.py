@@ -270,13 +270,14 @@ def search_ridge(
     kept = list(first.transformer.get_feature_names_out())
     part = pd.DataFrame(values(profiles, kept), index=profiles.index, columns=kept)
     others = first.profiles.drop(columns=kept)
-    best, top, scores = None, -np.inf, []
+    best, chosen = None, (-np.inf, 0.0)
+    scores = []
     for ridge in ridges:
         transformer = first.transformer.with_ridge(ridge)
         made = with_features(others, transformer.transform(part), kept)[list(first.profiles.columns)]
         scores.append(float(scorer(made)))
-        if scores[-1] > top or (best is not None and scores[-1] == top and ridge > best.transformer.ridge):
-            best, top = Spherized(made, first.dropped, transformer), scores[-1]
+        if (scores[-1], ridge) > chosen and not np.isnan(scores[-1]):
+            best, chosen = Spherized(made, first.dropped, transformer), (scores[-1], ridge)
     if best is None:
         raise InputError(f"the scorer has no score for any of {len(ridges)} ridges")
     return RidgeSearch(pd.DataFrame({"ridge": list(ridges), "score": scores}), best)

@@ -13,7 +13,7 @@ _SUFFIXES = (".parquet", ".csv", ".tsv", ".txt", ".gz", ".h5ad", ".zarr")
 
 
 class TableCommand(NamedTuple):
-    """`function` of `module` (of cytominer_tools; recipe: of deepprofile) takes a path, and options under their names."""
+    """`function` of `module` (of cytominer_tools; of deepprofile for `recipe`) takes a path and the options."""
 
     module: str
     function: str
