@@ -24,7 +24,7 @@ from cytominer_tools.frames import (
     with_features,
 )
 from cytominer_tools.loading import load_profiles
-from cytominer_tools.output import output, write_to_file_if_user_specifies_output_details
+from cytominer_tools.output import options_of_suffix, output, write_to_file_if_user_specifies_output_details
 from cytominer_tools.transformers import InverseNormalTransform, Robustize, RobustMAD, Spherize, Standardize
 
 METHODS = ("standardize", "robustize", "mad_robustize", "spherize", "inverse_normal")
@@ -270,13 +270,14 @@ def search_ridge(
     kept = list(first.transformer.get_feature_names_out())
     part = pd.DataFrame(values(profiles, kept), index=profiles.index, columns=kept)
     others = first.profiles.drop(columns=kept)
-    best, top, scores = None, -np.inf, []
+    best, chosen = None, (-np.inf, 0.0)
+    scores = []
     for ridge in ridges:
         transformer = first.transformer.with_ridge(ridge)
         made = with_features(others, transformer.transform(part), kept)[list(first.profiles.columns)]
         scores.append(float(scorer(made)))
-        if scores[-1] > top or (best is not None and scores[-1] == top and ridge > best.transformer.ridge):
-            best, top = Spherized(made, first.dropped, transformer), scores[-1]
+        if (scores[-1], ridge) > chosen and not np.isnan(scores[-1]):
+            best, chosen = Spherized(made, first.dropped, transformer), (scores[-1], ridge)
     if best is None:
         raise InputError(f"the scorer has no score for any of {len(ridges)} ridges")
     return RidgeSearch(pd.DataFrame({"ridge": list(ridges), "score": scores}), best)
@@ -310,7 +311,7 @@ def spherize(
         A feature is dropped when its variance over the controls is at most this part of its variance over all rows
         (see `arrays.low_variance`); the ratio has no unit.
     output_file : path, optional
-        Where its profiles are written, as `output` does.
+        Where its profiles are written too, as its suffix says.
 
     Returns
     -------
@@ -345,7 +346,7 @@ def spherize(
     gone = set(dropped)
     spherized = scored[[name for name in profiles.columns if name not in gone]]
     if output_file is not None:
-        output(spherized, output_file)
+        output(spherized, output_file, **options_of_suffix(output_file))
     return Spherized(spherized, dropped, transformer)
 
 

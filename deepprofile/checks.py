@@ -260,9 +260,8 @@ def _scope_words(
 ) -> Iterator[str]:
     what = f"{step.step} by {step.method}"
     treated = wells[~control]
-    known = treatment is not None and treatment in wells
     if isinstance(step, Correct) and step.method == "well_position":
-        if known and len(treated):
+        if treatment is not None and treatment in wells and len(treated):
             fixed = treated.groupby(treatment, observed=True)[WELL].nunique() == 1
             if fixed.mean() > 0.5:
                 yield (
@@ -286,7 +285,7 @@ def _scope_words(
                 f"{what} learns from the controls of each {scope}, and {few.sum()} of {len(counts)} have fewer than "
                 f"{_FEW_CONTROLS}, down to {counts.min()}: its scale is noise; {mend}"
             )
-    elif known and len(treated):
+    elif treatment is not None and treatment in wells and len(treated):
         each = treated.groupby(columns, observed=True)[treatment].nunique()
         if (few := each < _FEW_TREATMENTS).any():
             yield (

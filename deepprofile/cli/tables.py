@@ -13,7 +13,7 @@ _SUFFIXES = (".parquet", ".csv", ".tsv", ".txt", ".gz", ".h5ad", ".zarr")
 
 
 class TableCommand(NamedTuple):
-    """`function` of `module` takes the path of a table, and each option under the name of its argument."""
+    """`function` of `module` (of cytominer_tools; of deepprofile for `recipe`) takes a path and the options."""
 
     module: str
     function: str
@@ -21,8 +21,17 @@ class TableCommand(NamedTuple):
     doc: str = ""
 
 
-def _many(flag: str, argument: str, text: str) -> Callable[..., Any]:
-    return click.option(flag, argument, multiple=True, help=f"{text}; may be repeated.")
+_PEERS = (
+    "aggregate",
+    "annotate",
+    "normalize",
+    "feature_select",
+    "consensus",
+)  # whose output_type goes before the suffix
+
+
+def _many(flag: str, argument: str, text: str, *, required: bool = False) -> Callable[..., Any]:
+    return click.option(flag, argument, multiple=True, required=required, help=f"{text}; may be repeated.")
 
 
 _by = _many("--by", "by", "A column whose values are treated apart, such as Metadata_Plate")
@@ -34,7 +43,7 @@ _output = click.option(
 
 TABLES = {
     "aggregate": TableCommand(
-        "cytominer_tools.aggregation",
+        "aggregation",
         "aggregate",
         (
             _many("--by", "strata", "A column that says what becomes one row; by default plate and well"),
@@ -43,7 +52,7 @@ TABLES = {
         ),
     ),
     "annotate": TableCommand(
-        "cytominer_tools.annotation",
+        "annotation",
         "annotate",
         (
             click.option("--platemap", type=click.Path(path_type=Path), required=True, help="A row a well."),
@@ -55,7 +64,7 @@ TABLES = {
         "Put the columns of a plate map beside the profiles of TABLE.",
     ),
     "normalize": TableCommand(
-        "cytominer_tools.normalization",
+        "normalization",
         "normalize",
         (
             click.option(
@@ -69,7 +78,7 @@ TABLES = {
         ),
     ),
     "spherize": TableCommand(
-        "cytominer_tools.normalization",
+        "normalization",
         "spherize",
         (
             _controls,
@@ -80,7 +89,7 @@ TABLES = {
         "Take out of the wells of TABLE how its control wells vary.",
     ),
     "select": TableCommand(
-        "cytominer_tools.selection",
+        "selection",
         "feature_select",
         (
             _many("--operation", "operation", "Such as variance_threshold or correlation_threshold"),
@@ -93,7 +102,7 @@ TABLES = {
         "Drop features of TABLE: constant, correlated, incomplete, extreme.",
     ),
     "consensus": TableCommand(
-        "cytominer_tools.aggregation",
+        "aggregation",
         "consensus",
         (
             _many("--by", "replicate_columns", "A column that says what replicates share"),
@@ -102,7 +111,7 @@ TABLES = {
         ),
     ),
     "correct": TableCommand(
-        "cytominer_tools.correction",
+        "correction",
         "correct",
         (
             click.option(
@@ -118,13 +127,13 @@ TABLES = {
         "Take out of TABLE what batches, well positions or cell counts put there.",
     ),
     "recipe": TableCommand(
-        "deepprofile.steps",
+        "steps",
         "apply_recipe",
         (
             click.option("--recipe", required=True, help="Built in, such as deep, or a .yaml file with steps."),
             _controls,
             click.option("--batch", help="The column of the batch."),
-            _many("--by", "by", "A column that names a treatment, such as Metadata_Compound"),
+            _many("--by", "by", "A column that names a treatment, such as Metadata_Compound", required=True),
             click.option("--output", "output_folder", type=click.Path(path_type=Path), help="The folder to write."),
         ),
         "All steps of a recipe on the wells of TABLE: its normalised wells, and its treatments.",
@@ -146,5 +155,13 @@ def run_table(name: str, path: Path, chosen: dict[str, Any]) -> None:
         raise InputError("--output: say where the result is to be written")
     if "operation" in given and isinstance(given["operation"], tuple):
         given["operation"] = list(given["operation"])
-    getattr(import_module(known.module), known.function)(path, **given)
+    if known.function in _PEERS:
+        from cytominer_tools.output import options_of_suffix
+
+        given |= options_of_suffix(given[target])
+    if name == "recipe":
+        module = import_module(f"deepprofile.{known.module}")
+    else:
+        module = import_module(f"cytominer_tools.{known.module}")
+    getattr(module, known.function)(path, **given)
     click.echo(str(given[target]))

@@ -45,9 +45,11 @@ def test_a_correction_keeps_rows_and_metadata(wells, method):
 
 
 def test_a_file_is_written(wells, tmp_path):
-    path = correct(wells, "combat", batch=PLATE, output_file=tmp_path / "a.parquet")
-    assert path == str(tmp_path / "a.parquet")
-    pd.testing.assert_frame_equal(pd.read_parquet(path), correct(wells, "combat", batch=PLATE), check_dtype=False)
+    found = correct(wells, "combat", batch=PLATE, output_file=tmp_path / "a.parquet")
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "a.parquet"), found, check_dtype=False)
+    other = wells[[PLATE, WELL]].assign(a=wells["m_1"])
+    joined = concatenate([wells, other], output_file=tmp_path / "b.csv.gz")
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "b.csv.gz"), joined, check_dtype=False)
 
 
 def test_a_scope_of_its_own_for_each_plate(wells):
@@ -108,7 +110,7 @@ def test_mad_and_ranks_are_those_of_jump(jump):
     found = transform_profiles(scaled, InverseNormal(), features=names).profiles
     # equal values stand in random order there and share a rank here
     once = ~scaled[names].apply(lambda column: column.duplicated(keep=False)).to_numpy()
-    assert once.mean() > 0.9
+    assert once.mean() > 0.5
     np.testing.assert_allclose(found[names].to_numpy()[once], expected[names].to_numpy()[once], atol=1e-5)
 
 
@@ -184,7 +186,7 @@ def test_rows_that_one_table_lacks(wells):
         (lambda t: t[[PLATE]].assign(a=1.0), "table 2: no column 'Metadata_Well'"),
         (lambda t: t[[PLATE, WELL]].assign(a=1.0), "table 2: its features do not vary among 96 rows"),
         (
-            lambda t: t[[WELL]].assign(a=t["m_1"], **{PLATE: "P9"}),
+            lambda t: t[[WELL]].assign(a=t["m_1"], **{PLATE: "P9"}).iloc[:48],
             "no row in common: the first holds P1, A01, the second P9",
         ),
     ],

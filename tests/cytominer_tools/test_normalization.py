@@ -118,7 +118,9 @@ def test_moa_accuracy_on_bbbc021(ridge, operation, accuracy):
 
 def test_the_peers_epsilon_warns_where_features_outnumber_controls():
     rng = np.random.default_rng(0)
-    table = pd.DataFrame(rng.normal(size=(40, 30)), columns=[f"Cells_{i}" for i in range(30)])
+    rows = rng.normal(size=(40, 5)) @ rng.normal(size=(5, 30)) + 1e-3 * rng.normal(size=(40, 30))
+    rows[20:] += 0.5 * rng.normal(size=30)  # an effect where controls hardly vary
+    table = pd.DataFrame(rows, columns=[f"Cells_{i}" for i in range(30)])
     table.insert(0, "Metadata_Compound", ["DMSO"] * 20 + ["x"] * 20)
     with pytest.warns(ProfileWarning, match=r"20 control rows span 19 of 30 directions; the others are stretched"):
         peer = normalize(table, samples="Metadata_Compound == 'DMSO'", method="spherize")
@@ -128,5 +130,5 @@ def test_the_peers_epsilon_warns_where_features_outnumber_controls():
         norms = np.linalg.norm(found.filter(like="Cells_"), axis=1)
         return np.median(norms[20:]) / np.median(norms[:20])
 
-    assert longer(ours) < 2  # rows that were not fitted, over those that were
-    assert longer(peer) > 2 * longer(ours)
+    assert longer(ours) < 3  # rows that were not fitted, over those that were
+    assert longer(peer) > 100

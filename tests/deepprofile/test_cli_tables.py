@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
-from cytominer_tools import consensus, correct, feature_select, normalize, spherize
+from cytominer_tools import aggregate, consensus, correct, feature_select, normalize, spherize
 from deepprofile.cli import main
 
 pytestmark = pytest.mark.filterwarnings("ignore:spherizing learns from")
@@ -44,7 +44,7 @@ def call(tmp_path, *words, code=0):
     [
         (
             ["aggregate", "--by", "Metadata_Plate", "--operation", "mean"],
-            lambda t: t.groupby("Metadata_Plate").mean(numeric_only=True).reset_index(),
+            lambda t: aggregate(t, "Metadata_Plate", operation="mean"),
         ),
         (
             ["normalize", "--method", "mad_robustize", "--by", "Metadata_Plate", "--samples", QUERY],
@@ -89,5 +89,7 @@ def test_what_a_table_lacks(wells, tmp_path):
     assert "none.csv: no such file" in told.stderr
     told = call(tmp_path, "normalize", tmp_path, "--output", tmp_path / "a.csv", code=2)
     assert "output_file: for a table of profiles; what a study does stands in its study.yaml" in told.stderr
-    told = call(tmp_path, "recipe", tmp_path / "wells.parquet", "--recipe", "dep", "--output", tmp_path, code=2)
+    told = call(
+        tmp_path, "recipe", tmp_path / "wells.parquet", "--recipe", "dep", "--by", "m_0", "--output", tmp_path, code=2
+    )
     assert "'dep'" in told.stderr

@@ -117,12 +117,12 @@ def test_a_built_in_recipe_runs(done, name):
 def test_a_recipe_on_a_table(done, tmp_path):
     wells = read_table(done.profiles_folder / WELLS)
     found = apply_recipe(
-        done.profiles_folder / WELLS, by="Metadata_Compound", controls=done.controls, output_folder=tmp_path
+        done.profiles_folder / WELLS, by="Metadata_Compound", controls=done.controls, output_folder=tmp_path / "made"
     )
     pd.testing.assert_frame_equal(found.wells, read_table(done.profiles_folder / NORMALIZED))
     names = features_of(found.treatments)
     np.testing.assert_allclose(found.treatments[names], read_table(done.profiles_folder / CONSENSUS)[names])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["consensus.parquet", "wells.parquet"]
+    assert sorted(path.name for path in (tmp_path / "made").iterdir()) == ["consensus.parquet", "wells.parquet"]
     (tmp_path / "mine.yaml").write_text("steps: [{normalize: {method: standardize, fit: all}}, consensus]\n")
     mine = apply_recipe(wells, tmp_path / "mine.yaml", by="Metadata_Compound").wells
     np.testing.assert_allclose(mine[features_of(mine)].mean(), 0, atol=1e-5)
@@ -151,7 +151,8 @@ def test_another_table_beside_the_features(done):
     [
         (
             "cellprofiler",
-            "normalize by mad_robustize learns from the controls of each Plate, and 2 of 2 have fewer than 16, down to 2",
+            "normalize by mad_robustize learns from the controls of each Plate, and 2 of 2 have fewer than 16, "
+            "down to 2",
         ),
         (
             "plate-pca",
