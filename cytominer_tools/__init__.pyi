@@ -4,6 +4,7 @@ from .aggregation import check_consensus_operation as check_consensus_operation
 from .aggregation import consensus as consensus
 from .aggregation import modz as modz
 from .aggregation import modz_base as modz_base
+from .anndata import AnnDataLike as AnnDataLike
 from .anndata import is_anndata as is_anndata
 from .anndata import read_anndata as read_anndata
 from .anndata import write_anndata as write_anndata
@@ -23,6 +24,8 @@ from .cellprofiler import infer_cp_features as infer_cp_features
 from .cellprofiler import label_compartment as label_compartment
 from .cellprofiler import load_known_metadata_dictionary as load_known_metadata_dictionary
 from .cellprofiler import provide_linking_cols_feature_name_update as provide_linking_cols_feature_name_update
+from .collation import collate as collate
+from .collation import run_check_errors as run_check_errors
 from .correlations import check_correlation_method as check_correlation_method
 from .deepprofiler_features import AggregateDeepProfiler as AggregateDeepProfiler
 from .deepprofiler_features import DeepProfilerData as DeepProfilerData
@@ -58,6 +61,7 @@ from .output import (
 from .selection import calculate_frequency as calculate_frequency
 from .selection import correlation_threshold as correlation_threshold
 from .selection import count_na_features as count_na_features
+from .selection import determine_high_cor_pair as determine_high_cor_pair
 from .selection import drop_outlier_features as drop_outlier_features
 from .selection import feature_select as feature_select
 from .selection import frequency_threshold as frequency_threshold

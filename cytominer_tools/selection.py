@@ -238,6 +238,13 @@ def correlation_threshold(
     return [chosen[i] for i in np.flatnonzero(gone)]
 
 
+def determine_high_cor_pair(correlation_row: pd.Series, sorted_correlation_pairs: pd.Index) -> str:
+    """Of the features pair_a and pair_b of a row, the one that stands later among those sorted by their correlation."""
+    first, second = str(correlation_row["pair_a"]), str(correlation_row["pair_b"])
+    place = sorted_correlation_pairs.get_indexer_for(pd.Index([first, second]))
+    return first if place[0] > place[1] else second
+
+
 def get_pairwise_correlation(population_df: pd.DataFrame, method: str = "pearson") -> tuple[pd.DataFrame, pd.DataFrame]:
     """Correlation of all columns: as a matrix, and below its diagonal as rows of pair_a, pair_b, correlation.
 
