@@ -61,7 +61,7 @@ def mean_variance(reference: Floats, ddof: int = 1) -> tuple[Doubles, Doubles]:
         counts = (~np.isnan(part)).sum(axis=0)
         mean[some] = np.nanmean(part, axis=0)
         squares = np.nansum(np.square(part - mean[some]), axis=0)
-        variance[some] = _variance(squares, np.maximum(counts - ddof, 1), np.abs(mean[some]))
+        variance[some] = variance_of(squares, np.maximum(counts - ddof, 1), np.abs(mean[some]))
         return mean, variance
     mean = np.zeros(reference.shape[1])
     for block in _blocks(reference):
@@ -71,10 +71,11 @@ def mean_variance(reference: Floats, ddof: int = 1) -> tuple[Doubles, Doubles]:
     for block in _blocks(reference):
         away = block - mean
         squares += np.einsum("ij,ij->j", away, away)
-    return mean, _variance(squares, n - ddof, _size(reference))
+    return mean, variance_of(squares, n - ddof, _size(reference))
 
 
-def _variance(squares: Doubles, count: int | Codes, size: Doubles) -> Doubles:
+def variance_of(squares: Doubles, count: int | Codes, size: Doubles) -> Doubles:
+    """`squares` about the mean by `count`; 0 where values of at most `size` differ by nothing but rounding."""
     variance = squares / count
     return np.where(variance <= np.square(8 * np.finfo(np.float64).eps * size), 0.0, variance)
 
