@@ -15,6 +15,8 @@ from .annotation import prepare_external_metadata_for_annotate as prepare_extern
 from .blocklist import Blocklist as Blocklist
 from .blocklist import get_blocklist_features as get_blocklist_features
 from .cell_locations import CellLocation as CellLocation
+from .cell_tables import aggregate_parquet as aggregate_parquet
+from .cell_tables import normalize_parquet as normalize_parquet
 from .cellprofiler import assert_linking_cols_complete as assert_linking_cols_complete
 from .cellprofiler import check_compartments as check_compartments
 from .cellprofiler import convert_compartment_format_to_list as convert_compartment_format_to_list

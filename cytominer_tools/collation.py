@@ -158,8 +158,8 @@ def _ingest(source: Path, database: Path, names: dict[str, str], column: str | N
             connection.execute(f"UPDATE Image SET {PLATE} = {quoted(column)}")
         connection.execute(f"CREATE INDEX table_image ON Image({TABLE_NUMBER}, ImageNumber)")
         connection.execute(f"CREATE INDEX plate_well_image ON Image({PLATE}, {WELL})")
-        for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
-            if name != "Image":
+        for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
+            if (name := str(row[0])) != "Image":
                 keys = f"{TABLE_NUMBER}, ImageNumber, ObjectNumber"
                 connection.execute(f"CREATE INDEX {quoted(f'table_image_object_{name}')} ON {quoted(name)}({keys})")
 

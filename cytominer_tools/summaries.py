@@ -48,7 +48,11 @@ class Moments:
         self.low, self.high = np.full(shape, np.inf), np.full(shape, -np.inf)
 
     def add(self, codes: Codes, rows: Floats) -> Self:
-        """Take in a batch of rows, shape (n, n_features), of groups `codes`, shape (n,)."""
+        """Take in a batch of rows, shape (n, n_features), of groups `codes`, shape (n,); an infinite value makes NaN."""
+        with np.errstate(invalid="ignore"):
+            return self._add(codes, rows)
+
+    def _add(self, codes: Codes, rows: Floats) -> Self:
         present, local = np.unique(codes, return_inverse=True)
         for group, which in zip(present, arrays.members(local), strict=True):
             part = rows[which].astype(np.float64)
@@ -141,8 +145,8 @@ def _quantiles(
     unsigned = np.dtype(f"u{kind.itemsize}")
     # two ranks a percentile, whose values it lies between
     prefix = np.zeros((2 * len(percents), *shape), dtype=unsigned)
-    ranks = np.zeros(prefix.shape, dtype=np.int64)
-    total = np.zeros(shape, dtype=np.int64)
+    ranks: Codes = np.zeros(prefix.shape, dtype=np.int64)
+    total: Codes = np.zeros(shape, dtype=np.int64)
     for shift in range(width - bits, -1, -bits):
         first = shift == width - bits
         # all ranks look at the same values at first, and most of them ever after
