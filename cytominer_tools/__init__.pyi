@@ -41,6 +41,7 @@ from .image_table import check_fields_of_view as check_fields_of_view
 from .image_table import check_fields_of_view_format as check_fields_of_view_format
 from .image_table import check_image_features as check_image_features
 from .image_table import extract_image_features as extract_image_features
+from .ledger import read_ledger as read_ledger
 from .loading import infer_delim as infer_delim
 from .loading import is_path_a_parquet_dataset_dir as is_path_a_parquet_dataset_dir
 from .loading import is_path_a_parquet_file as is_path_a_parquet_file

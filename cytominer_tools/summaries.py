@@ -48,7 +48,7 @@ class Moments:
         self.low, self.high = np.full(shape, np.inf), np.full(shape, -np.inf)
 
     def add(self, codes: Codes, rows: Floats) -> Self:
-        """Take in a batch of rows, shape (n, n_features), of groups `codes`, shape (n,); an infinite value makes NaN."""
+        """Take in a batch of rows, shape (n, n_features), of groups `codes`, shape (n,); infinite values make NaN."""
         with np.errstate(invalid="ignore"):
             return self._add(codes, rows)
 

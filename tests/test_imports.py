@@ -84,6 +84,7 @@ PUBLIC = {
         "prepare_external_metadata_for_annotate",
         "provide_linking_cols_feature_name_update",
         "read_anndata",
+        "read_ledger",
         "read_table",
         "resolve_cytotable_profiles_target",
         "resolve_parquet_path",
