@@ -9,7 +9,6 @@ from cytominer_tools import aggregate, annotate, consensus, feature_select, norm
 from cytominer_tools.errors import InputError
 from cytominer_tools.tables import write_table
 
-
 # output_type is "csv" unless it is given, and the suffix wins
 pytestmark = pytest.mark.filterwarnings("ignore:.*written as parquet")
 
