@@ -61,6 +61,11 @@ from .output import write_gct as write_gct
 from .output import (
     write_to_file_if_user_specifies_output_details as write_to_file_if_user_specifies_output_details,
 )
+from .qc import control_drift as control_drift
+from .qc import flag_rows as flag_rows
+from .qc import missing_wells as missing_wells
+from .qc import plate_map as plate_map
+from .qc import position_effects as position_effects
 from .selection import calculate_frequency as calculate_frequency
 from .selection import correlation_threshold as correlation_threshold
 from .selection import count_na_features as count_na_features

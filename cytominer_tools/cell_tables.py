@@ -77,8 +77,10 @@ class CellTable:
         size = max(256, _VALUES // max(1, len(self.features)))
         for path in self.paths:
             with pq.ParquetFile(path, buffer_size=_READ_AHEAD) as file:
-                for batch in file.iter_batches(size, columns=list(dict.fromkeys(columns)), use_pandas_metadata=False):
-                    yield pa.Table.from_batches([batch])
+                chosen = list(dict.fromkeys(columns))
+                for group in range(file.num_row_groups):  # together they all stay in memory until the last is read
+                    for batch in file.iter_batches(size, row_groups=[group], columns=chosen):
+                        yield pa.Table.from_batches([batch])
 
     def values(self, batch: pa.Table, features: Sequence[str]) -> Floats:
         """Features of a batch, shape (n, n_features), each column in one piece; missing values are NaN."""
