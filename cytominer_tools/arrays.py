@@ -195,7 +195,8 @@ def principal_axes(centered: Doubles) -> tuple[Doubles, Doubles]:
     """Eigenvalues and eigenvectors of the covariance of centred rows, through the smaller of the two Gram matrices.
 
     Directions that no row spans are left out; nothing of shape (n_features, n_features) is formed when there are
-    fewer rows than features. Squaring costs digits, so a spectrum that is too steep for it is decomposed unsquared.
+    fewer rows than features. Squaring costs digits, so what is weak beside the strongest axes is decomposed again
+    without them: turned by the eigenvectors, the rows (or features) that belong to weak axes have all their digits.
 
     Parameters
     ----------
@@ -209,20 +210,41 @@ def principal_axes(centered: Doubles) -> tuple[Doubles, Doubles]:
         Orthonormal rows (right singular vectors of `centered`), each up to its sign.
     """
     n, d = centered.shape
-    wide = n < d
-    gram = centered @ centered.T if wide else centered.T @ centered
-    values, vectors = np.linalg.eigh(gram)
-    eps = np.finfo(np.float64).eps
-    centred = np.abs(centered.sum(axis=0)).max(initial=0.0) <= n * d * eps * np.abs(centered).max(initial=0.0)
-    left = values[int(centred and n <= d) :]  # centred rows add up to nothing, which takes one direction away
-    if len(left) and left[0] <= _STEEP * left[-1]:
-        _, singular, axes = np.linalg.svd(centered, full_matrices=False)
-        rank = int((singular > max(n, d) * eps * singular[0]).sum())
-        return np.square(singular[:rank]) / (n - 1), axes[:rank]
-    seen = values > max(n, d) * eps * values[-1]
-    values, vectors = values[seen][::-1], vectors[:, seen][:, ::-1]
-    axes = (vectors / np.sqrt(values)).T @ centered if wide else np.ascontiguousarray(vectors.T)
-    return values / (n - 1), axes
+    wide, eps = n < d, np.finfo(np.float64).eps
+    found, axes = [np.zeros(0)], [np.zeros((0, d))]
+    part, basis, least = centered, None, 0.0
+    # centred rows add up to nothing, which takes one direction away
+    null = int(n <= d and _adds_up_to_nothing(centered))
+    while True:
+        values, vectors = np.linalg.eigh(part @ part.T if wide else part.T @ part)
+        values, vectors = values[::-1], vectors[:, ::-1]
+        least = least or (max(n, d) * eps) ** 2 * values[0]
+        sure = values > max(_STEEP * values[0], least)
+        last = bool((~sure).sum() <= null) or not sure.any()
+        if not last:
+            # an eigenvector of l is off by eps * top / l, which must stay under what counts as no spread at all
+            sure = values > max((4 / max(n, d)) ** 2 * values[0], least)
+        if wide:
+            new = (vectors[:, sure] / np.sqrt(values[sure])).T @ part
+            if basis is not None:  # rounding leaves a little of the strong axes in weak ones
+                known = np.concatenate(axes)
+                new -= (new @ known.T) @ known
+                new /= np.linalg.norm(new, axis=1, keepdims=True)
+        else:
+            new = (vectors[:, sure] if basis is None else basis @ vectors[:, sure]).T
+        found.append(values[sure])
+        axes.append(new)
+        if last:
+            return np.concatenate(found) / (n - 1), np.ascontiguousarray(np.concatenate(axes))
+        left = vectors[:, ~sure]
+        part = left.T @ part if wide else part @ left
+        basis = left if basis is None else basis @ left
+
+
+def _adds_up_to_nothing(rows: Doubles) -> bool:
+    n, d = rows.shape
+    limit = n * d * np.finfo(np.float64).eps * np.abs(rows).max(initial=0.0)
+    return bool(np.abs(rows.sum(axis=0)).max(initial=0.0) <= limit)
 
 
 def completed(axes: Doubles) -> Doubles:
