@@ -172,7 +172,7 @@ def _objects(folder: Path, names: dict[str, str], munge: bool) -> dict[str, tupl
     path = folder / names["object"]
     table = _read(path, header=[0, 1])
     out = {}
-    for name in sorted({str(first) for first, _ in table.columns} - {"Image"}):
+    for name in sorted({str(pair[0]) for pair in table.columns} - {"Image"}):
         part = pd.concat([table["Image"], table[name]], axis=1)
         part.insert(1, "ObjectNumber", part["Number_Object_Number"])
         out[name] = path, part
