@@ -9,11 +9,14 @@ is the peak of resident memory over what was resident before the call.
 """
 
 import argparse
+import atexit
 import json
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import warnings
@@ -102,6 +105,46 @@ def spherized(n_controls: int) -> Callable[[pd.DataFrame, bool], Any]:
     return call
 
 
+def sites(full: bool) -> pd.DataFrame:
+    """An index of sites, whose features stand as DeepProfiler's npz files and as one Parquet file in a new folder."""
+    n, cells_each, d = (60, 230, 6400) if full else (24, 100, 1280)
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder)
+    rng, tables = np.random.default_rng(0), []
+    index = pd.DataFrame({"Metadata_Plate": "p", "Metadata_Well": [f"w{i // 6:03d}" for i in range(n)]})
+    index["Metadata_Site"] = [str(i % 6) for i in range(n)]
+    (folder / "p").mkdir()
+    for key in index.to_dict("records"):
+        x = rng.standard_normal((cells_each, d), dtype=np.float32)
+        metadata = {"Metadata_Model": "Cells_f"} | key
+        path = folder / "p" / f"{key['Metadata_Well']}_{key['Metadata_Site']}.npz"
+        np.savez_compressed(path, features=x, metadata=metadata, locations=np.zeros((cells_each, 2)))
+        table = pd.DataFrame(x, columns=[f"Cells_f_{i}" for i in range(d)])
+        tables.append(pd.concat([pd.DataFrame([key] * cells_each), table], axis=1))
+    pd.concat(tables, ignore_index=True).to_parquet(folder / "cells.parquet", compression="zstd")
+    index.to_csv(folder / "index.csv", index=False)
+    index.attrs["folder"] = str(folder)
+    return index
+
+
+def aggregated_sites(operation: str, parquet: bool) -> Callable[[pd.DataFrame, bool], Any]:
+    """The wells of npz files; ours of the same cells in Parquet, where that is asked for."""
+
+    def call(table: pd.DataFrame, peer: bool) -> Any:
+        from pycytominer.cyto_utils import DeepProfiler_processing as theirs
+
+        import cytominer_tools as ours
+
+        folder = table.attrs["folder"]
+        if parquet and not peer:
+            return ours.aggregate_parquet(Path(folder) / "cells.parquet", operation=operation)
+        place: Any = theirs if peer else ours
+        data = place.DeepProfilerData(f"{folder}/index.csv", folder)
+        return place.AggregateDeepProfiler(data, operation, "well").aggregate_deep()
+
+    return call
+
+
 def cases() -> dict[str, Case]:
     """Name to a table, small or full, and what is done with it."""
     by_well = {"strata": ["Metadata_Plate", "Metadata_Well"]}
@@ -115,6 +158,14 @@ def cases() -> dict[str, Case]:
     return {
         "aggregate mean": (plate_cells, called("aggregate", **by_well, operation="mean")),
         "aggregate median": (plate_cells, called("aggregate", **by_well)),
+        **{
+            f"npz of a site, {operation}{' (ours of Parquet)' if parquet else ''}": (
+                sites,
+                aggregated_sites(operation, parquet),
+            )
+            for operation in ("mean", "median")
+            for parquet in (False, True)
+        },
         "modz": (
             lambda full: profiles(*((8818, 1280) if full else (1600, 640))),
             called("consensus", replicate_columns=["Metadata_Treatment"], operation="modz"),

@@ -4,6 +4,7 @@ from .aggregation import check_consensus_operation as check_consensus_operation
 from .aggregation import consensus as consensus
 from .aggregation import modz as modz
 from .aggregation import modz_base as modz_base
+from .anndata import AnnDataLike as AnnDataLike
 from .anndata import is_anndata as is_anndata
 from .anndata import read_anndata as read_anndata
 from .anndata import write_anndata as write_anndata
@@ -18,6 +19,8 @@ from .batches import PerBatch as PerBatch
 from .blocklist import Blocklist as Blocklist
 from .blocklist import get_blocklist_features as get_blocklist_features
 from .cell_locations import CellLocation as CellLocation
+from .cell_tables import aggregate_parquet as aggregate_parquet
+from .cell_tables import normalize_parquet as normalize_parquet
 from .cellprofiler import assert_linking_cols_complete as assert_linking_cols_complete
 from .cellprofiler import check_compartments as check_compartments
 from .cellprofiler import convert_compartment_format_to_list as convert_compartment_format_to_list
@@ -30,6 +33,8 @@ from .cellprofiler import provide_linking_cols_feature_name_update as provide_li
 from .concatenation import concatenate as concatenate
 from .correction import correct as correct
 from .correction import transform_profiles as transform_profiles
+from .collation import collate as collate
+from .collation import run_check_errors as run_check_errors
 from .correlations import check_correlation_method as check_correlation_method
 from .deepprofiler_features import AggregateDeepProfiler as AggregateDeepProfiler
 from .deepprofiler_features import DeepProfilerData as DeepProfilerData
@@ -45,6 +50,7 @@ from .image_table import check_fields_of_view as check_fields_of_view
 from .image_table import check_fields_of_view_format as check_fields_of_view_format
 from .image_table import check_image_features as check_image_features
 from .image_table import extract_image_features as extract_image_features
+from .ledger import read_ledger as read_ledger
 from .loading import infer_delim as infer_delim
 from .loading import is_path_a_parquet_dataset_dir as is_path_a_parquet_dataset_dir
 from .loading import is_path_a_parquet_file as is_path_a_parquet_file
@@ -68,9 +74,15 @@ from .output import (
 from .positions import CellCountRegression as CellCountRegression
 from .positions import MedianPolish as MedianPolish
 from .positions import WellPosition as WellPosition
+from .qc import control_drift as control_drift
+from .qc import flag_rows as flag_rows
+from .qc import missing_wells as missing_wells
+from .qc import plate_map as plate_map
+from .qc import position_effects as position_effects
 from .selection import calculate_frequency as calculate_frequency
 from .selection import correlation_threshold as correlation_threshold
 from .selection import count_na_features as count_na_features
+from .selection import determine_high_cor_pair as determine_high_cor_pair
 from .selection import drop_outlier_features as drop_outlier_features
 from .selection import feature_select as feature_select
 from .selection import frequency_threshold as frequency_threshold

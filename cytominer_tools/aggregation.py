@@ -18,9 +18,15 @@ from cytominer_tools.frames import Features, group_codes, names, profile_feature
 from cytominer_tools.loading import load_profiles
 from cytominer_tools.output import write_to_file_if_user_specifies_output_details
 
-OPERATIONS: Mapping[str, Callable[..., arrays.Floats]] = {"median": arrays.group_median, "mean": arrays.group_mean}
+OPERATIONS: Mapping[str, Callable[..., arrays.Floats]] = {
+    "median": arrays.group_median,
+    "mean": arrays.group_mean,
+    "trimmed_mean": arrays.group_trimmed_mean,
+}
+SPREADS = ("mad", "covariance")
 OBJECT_COUNT = "Metadata_Object_Count"
 
+_MOST = 100_000  # columns of covariances
 _OBJECT_NUMBERS = ("ImageNumber", "ObjectNumber")  # numeric, but no feature
 _MODZ: dict[str, Any] = {"method": "spearman", "min_weight": 0.01, "precision": 4}
 
@@ -41,9 +47,10 @@ def aggregate(
     float_format: str | None = None,
     *,
     keep: Sequence[str] = (),
+    spread: str | Sequence[str] = (),
     compat: str | None = None,
 ) -> pd.DataFrame:
-    """One row for each combination of `strata`: the median or mean of its rows.
+    """One row for each combination of `strata`: the median, mean or trimmed mean of its rows.
 
     Groups are sorted by their key, a missing value is a key of its own (last), missing features are skipped, and only
     strata, `keep` and features survive. float32 features stay float32.
@@ -56,7 +63,8 @@ def aggregate(
     features : list of column names, or "infer"
     image_features : bool
         Whether "infer" takes the numeric Image_ columns too.
-    operation : "median" or "mean"
+    operation : "median", "mean" or "trimmed_mean"
+        The last without the lowest and the highest tenth of the values of each feature.
     output_file, output_type, compression_options, float_format
         As in `output`; with `output_file` the result is written and its path returned.
     compute_object_count : bool
@@ -65,6 +73,10 @@ def aggregate(
         Only the rows that agree with one of its rows in all of its columns.
     keep : list of column names
         Further columns for the result, placed after the strata; each must have one value in each group.
+    spread : "mad", "covariance" or both
+        How the rows of a group differ, to the right of the features: FEATURE_MAD (`arrays.median_mad`), and
+        FEATURE_Cov_OTHER (divided by n - 1) for every two features and each with itself. Two kinds of cells in a well
+        change them where the median stays [1]_.
     compat : "pycytominer-1.7.1", optional
         Its object counts: missing where a key is.
 
@@ -76,8 +88,12 @@ def aggregate(
     Raises
     ------
     InputError
-        An absent or non-numeric column, another operation, or a `keep` column with two values in a group (a missing
-        value next to another one counts as different).
+        An absent or non-numeric column, another operation, a `keep` column with two values in a group (a missing
+        value next to another one counts as different), or too many covariances.
+
+    References
+    ----------
+    .. [1] Rohban et al. 2019, doi:10.1038/s41467-019-10154-8.
     """
     peer = as_peer(compat)
     population_df = load_profiles(population_df)
@@ -86,7 +102,7 @@ def aggregate(
         raise InputError("strata is empty: name the columns that identify a group, such as Metadata_Plate")
     counted = [object_feature] if compute_object_count else []
     require_columns(population_df, [*strata, *keep, *counted], "table to aggregate")
-    reduce = OPERATIONS[check_aggregate_operation(operation)]
+    operation = check_aggregate_operation(operation)
     if subset_data_df is not None:
         population_df = _subset(population_df, subset_data_df)
     chosen = profile_features(population_df, features, image_features=image_features)
@@ -101,18 +117,15 @@ def aggregate(
     for name in keep:
         _require_constant(population_df, name, strata, codes, first)
     rows = values(population_df, chosen)
-    holes = arrays.has_holes(rows)
-    if holes.any():
-        reduced = np.empty((len(first), len(chosen)), dtype=rows.dtype)
-        reduced[:, ~holes] = reduce(rows[:, ~holes], codes)
-        reduced[:, holes] = pd.DataFrame(rows[:, holes]).groupby(codes).agg(operation.lower()).to_numpy()
-    else:
-        reduced = reduce(rows, codes)
+    columns, found = chosen, [reduced(rows, codes, operation)]
+    for name in names(spread):
+        more, part = _spread(rows, codes, chosen, name)
+        columns, found = [*columns, *more], [*found, part]
     keys = population_df[[*strata, *keep]].iloc[first].reset_index(drop=True)
     if compute_object_count:
         keys.insert(len(strata), OBJECT_COUNT, _counts(population_df, object_feature, strata, codes, peer))
     keys = keys.drop(columns=[name for name in strata if name in _OBJECT_NUMBERS])
-    return with_features(keys, reduced, chosen)
+    return with_features(keys, np.concatenate(found, axis=1, dtype=rows.dtype, casting="same_kind"), columns)
 
 
 @write_to_file_if_user_specifies_output_details
@@ -137,7 +150,7 @@ def consensus(
     profiles : DataFrame, or the path of a table
     replicate_columns, features, keep, output_file, output_type, compression_options, float_format
         As in `aggregate`.
-    operation : "median", "mean" or "modz"
+    operation : "median", "mean", "trimmed_mean" or "modz"
     modz_args : dict, optional
         method ("spearman"), min_weight (0.01) and precision (4), as in `modz`.
 
@@ -154,7 +167,7 @@ def consensus(
         raise InputError(f"modz_args: unknown {', '.join(unknown)}; expected {', '.join(_MODZ)}")
     options = _MODZ | dict(modz_args or {})
     if keep:
-        raise InputError("keep goes with operation 'median' or 'mean'")
+        raise InputError(f"keep goes with operation {', '.join(OPERATIONS)}")
     return modz(
         profiles,
         replicate_columns,
@@ -229,7 +242,7 @@ def modz_base(
 
 
 def check_aggregate_operation(operation: str) -> str:
-    """ "mean" or "median", in lower case.
+    """ "median", "mean" or "trimmed_mean", in lower case.
 
     Raises
     ------
@@ -242,7 +255,7 @@ def check_aggregate_operation(operation: str) -> str:
 
 
 def check_consensus_operation(operation: str) -> str:
-    """ "mean", "median" or "modz", in lower case.
+    """ "median", "mean", "trimmed_mean" or "modz", in lower case.
 
     Raises
     ------
@@ -252,6 +265,42 @@ def check_consensus_operation(operation: str) -> str:
     if (lower := operation.lower()) not in (*OPERATIONS, "modz"):
         raise InputError(f"operation={operation!r}: expected one of {', '.join(OPERATIONS)}, modz")
     return lower
+
+
+def reduced(rows: arrays.Floats, codes: Codes, operation: str) -> arrays.Floats:
+    """One row a group by an operation of `OPERATIONS`, missing values left out; shapes as in `arrays.group_median`."""
+    reduce = OPERATIONS[operation]
+    holes = arrays.has_holes(rows)
+    if not holes.any():
+        return reduce(rows, codes)
+    out = np.empty((int(codes.max()) + 1, rows.shape[1]), dtype=rows.dtype)
+    out[:, ~holes] = reduce(rows[:, ~holes], codes)
+    grouped = pd.DataFrame(rows[:, holes]).groupby(codes)
+    out[:, holes] = (grouped.agg(_trimmed_mean) if operation == "trimmed_mean" else grouped.agg(operation)).to_numpy()
+    return out
+
+
+def _trimmed_mean(column: pd.Series) -> Any:
+    known = column.dropna().to_numpy()[:, None]
+    return arrays.group_trimmed_mean(known, np.zeros(len(known), dtype=np.int64)).item() if len(known) else np.nan
+
+
+def _spread(rows: arrays.Floats, codes: Codes, features: list[str], name: str) -> tuple[list[str], arrays.Doubles]:
+    """The columns of one of `SPREADS`, and their values."""
+    if name not in SPREADS:
+        raise InputError(f"spread={name!r}: expected one of {', '.join(SPREADS)}")
+    n_groups = int(codes.max()) + 1 if len(codes) else 0
+    if name == "mad":
+        columns = [f"{feature}_MAD" for feature in features]
+        return columns, arrays.group_mad(rows, codes) if n_groups else np.empty((0, len(columns)))
+    n = len(features)
+    if (total := n * (n + 1) // 2) > _MOST:
+        raise InputError(f"spread: {total:,} covariances of {n:,} features; name fewer by features=")
+    columns = [f"{features[i]}_Cov_{features[j]}" for i, j in zip(*np.triu_indices(n), strict=True)]
+    if not arrays.has_holes(rows).any():
+        return columns, arrays.group_covariance(rows, codes)
+    pairs = pd.DataFrame(rows.astype(np.float64)).groupby(codes).cov().to_numpy().reshape(n_groups, n, n)
+    return columns, pairs[:, *np.triu_indices(n)]
 
 
 def _subset(table: pd.DataFrame, subset: pd.DataFrame) -> pd.DataFrame:

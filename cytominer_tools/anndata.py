@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
@@ -13,6 +13,15 @@ from cytominer_tools.files import atomic_folder, atomic_path
 from cytominer_tools.frames import require_names
 
 _ARRAY, _TEXT, _DICT = ("array", "0.2.0"), ("string-array", "0.2.0"), ("dict", "0.1.0")
+
+
+@runtime_checkable
+class AnnDataLike(Protocol):
+    """What is taken for AnnData, whichever package made it: a matrix, and tables of its rows and its columns."""
+
+    X: Any
+    obs: Any
+    var: Any
 
 
 def write_anndata(df: pd.DataFrame, output_filename: str | Path, output_type: str = "anndata_h5ad") -> str:
@@ -88,7 +97,7 @@ def read_anndata(path: str | Path, anndata_category: str | None = None) -> pd.Da
 
 def is_anndata(path_or_anndata_object: Any) -> str | None:
     """ "in-memory", "h5ad" or "zarr"; None for anything else."""
-    if all(hasattr(path_or_anndata_object, name) for name in ("X", "obs", "var")):
+    if isinstance(path_or_anndata_object, AnnDataLike):
         return "in-memory"
     path = Path(path_or_anndata_object)
     if not path.exists():

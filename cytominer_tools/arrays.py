@@ -13,6 +13,8 @@ Floats = npt.NDArray[np.floating]
 Doubles = npt.NDArray[np.float64]
 Codes = npt.NDArray[np.integer]
 
+TRIM = 10  # one part in this many goes at each end
+
 _BLOCK = 2**23  # values of float64 in work at once, 64 MB
 _FEW = 16  # rows added in float32 before they go on in float64
 _STEEP = 1e-9  # of eigenvalues: below, those of a Gram matrix in float64 have less than seven digits
@@ -61,7 +63,7 @@ def mean_variance(reference: Floats, ddof: int = 1) -> tuple[Doubles, Doubles]:
         counts = (~np.isnan(part)).sum(axis=0)
         mean[some] = np.nanmean(part, axis=0)
         squares = np.nansum(np.square(part - mean[some]), axis=0)
-        variance[some] = _variance(squares, np.maximum(counts - ddof, 1), np.abs(mean[some]))
+        variance[some] = variance_of(squares, np.maximum(counts - ddof, 1), np.abs(mean[some]))
         return mean, variance
     mean = np.zeros(reference.shape[1])
     for block in _blocks(reference):
@@ -71,10 +73,11 @@ def mean_variance(reference: Floats, ddof: int = 1) -> tuple[Doubles, Doubles]:
     for block in _blocks(reference):
         away = block - mean
         squares += np.einsum("ij,ij->j", away, away)
-    return mean, _variance(squares, n - ddof, _size(reference))
+    return mean, variance_of(squares, n - ddof, _size(reference))
 
 
-def _variance(squares: Doubles, count: int | Codes, size: Doubles) -> Doubles:
+def variance_of(squares: Doubles, count: int | Codes, size: Doubles) -> Doubles:
+    """`squares` about the mean by `count`; 0 where values of at most `size` differ by nothing but rounding."""
     variance = squares / count
     return np.where(variance <= np.square(8 * np.finfo(np.float64).eps * size), 0.0, variance)
 
@@ -192,7 +195,8 @@ def principal_axes(centered: Doubles) -> tuple[Doubles, Doubles]:
     """Eigenvalues and eigenvectors of the covariance of centred rows, through the smaller of the two Gram matrices.
 
     Directions that no row spans are left out; nothing of shape (n_features, n_features) is formed when there are
-    fewer rows than features. Squaring costs digits, so a spectrum that is too steep for it is decomposed unsquared.
+    fewer rows than features. Squaring costs digits, so what is weak beside the strongest axes is decomposed again
+    without them: turned by the eigenvectors, the rows (or features) that belong to weak axes have all their digits.
 
     Parameters
     ----------
@@ -206,20 +210,41 @@ def principal_axes(centered: Doubles) -> tuple[Doubles, Doubles]:
         Orthonormal rows (right singular vectors of `centered`), each up to its sign.
     """
     n, d = centered.shape
-    wide = n < d
-    gram = centered @ centered.T if wide else centered.T @ centered
-    values, vectors = np.linalg.eigh(gram)
-    eps = np.finfo(np.float64).eps
-    centred = np.abs(centered.sum(axis=0)).max(initial=0.0) <= n * d * eps * np.abs(centered).max(initial=0.0)
-    left = values[int(centred and n <= d) :]  # centred rows add up to nothing, which takes one direction away
-    if len(left) and left[0] <= _STEEP * left[-1]:
-        _, singular, axes = np.linalg.svd(centered, full_matrices=False)
-        rank = int((singular > max(n, d) * eps * singular[0]).sum())
-        return np.square(singular[:rank]) / (n - 1), axes[:rank]
-    seen = values > max(n, d) * eps * values[-1]
-    values, vectors = values[seen][::-1], vectors[:, seen][:, ::-1]
-    axes = (vectors / np.sqrt(values)).T @ centered if wide else np.ascontiguousarray(vectors.T)
-    return values / (n - 1), axes
+    wide, eps = n < d, np.finfo(np.float64).eps
+    found, axes = [np.zeros(0)], [np.zeros((0, d))]
+    part, basis, least = centered, None, 0.0
+    # centred rows add up to nothing, which takes one direction away
+    null = int(n <= d and _adds_up_to_nothing(centered))
+    while True:
+        values, vectors = np.linalg.eigh(part @ part.T if wide else part.T @ part)
+        values, vectors = values[::-1], vectors[:, ::-1]
+        least = least or (max(n, d) * eps) ** 2 * values[0]
+        sure = values > max(_STEEP * values[0], least)
+        last = bool((~sure).sum() <= null) or not sure.any()
+        if not last:
+            # an eigenvector of l is off by eps * top / l, which must stay under what counts as no spread at all
+            sure = values > max((4 / max(n, d)) ** 2 * values[0], least)
+        if wide:
+            new = (vectors[:, sure] / np.sqrt(values[sure])).T @ part
+            if basis is not None:  # rounding leaves a little of the strong axes in weak ones
+                known = np.concatenate(axes)
+                new -= (new @ known.T) @ known
+                new /= np.linalg.norm(new, axis=1, keepdims=True)
+        else:
+            new = (vectors[:, sure] if basis is None else basis @ vectors[:, sure]).T
+        found.append(values[sure])
+        axes.append(new)
+        if last:
+            return np.concatenate(found) / (n - 1), np.ascontiguousarray(np.concatenate(axes))
+        left = vectors[:, ~sure]
+        part = left.T @ part if wide else part @ left
+        basis = left if basis is None else basis @ left
+
+
+def _adds_up_to_nothing(rows: Doubles) -> bool:
+    n, d = rows.shape
+    limit = n * d * np.finfo(np.float64).eps * np.abs(rows).max(initial=0.0)
+    return bool(np.abs(rows.sum(axis=0)).max(initial=0.0) <= limit)
 
 
 def completed(axes: Doubles) -> Doubles:
@@ -381,6 +406,56 @@ def group_mean(rows: Floats, codes: Codes) -> Floats:
         for start in range(0, len(part), _FEW):
             total += part[start : start + _FEW].sum(axis=0)
         out[group] = total / len(part)
+    return out
+
+
+def group_trimmed_mean(rows: Floats, codes: Codes) -> Floats:
+    """Mean of each group without the lowest and the highest tenth of the values of each feature.
+
+    Of n values int(n / 10) go on either side. Parameters and result as in `group_median`.
+
+    References
+    ----------
+    Tukey & McLaughlin 1963, Sankhya A 25, 331; a tenth is what scipy.stats.trim_mean is usually called with.
+    """
+    out = np.empty((_n_groups(codes), rows.shape[1]), dtype=rows.dtype)
+    for group, which in enumerate(members(codes)):
+        start = 0
+        for block in _columns(rows[which]):
+            n = block.shape[1]
+            cut = n // TRIM
+            if cut:
+                block.partition((cut, n - cut - 1), axis=1)
+            mean = block[:, cut : n - cut].mean(axis=1, dtype=np.float64)
+            out[group, start : (start := start + len(block))] = mean
+    return out
+
+
+def group_mad(rows: Floats, codes: Codes) -> Doubles:
+    """The MAD of each group as in `median_mad`; missing values are left out, parameters as in `group_median`."""
+    return np.stack([median_mad(rows[which])[1] for which in members(codes)])
+
+
+def group_covariance(rows: Floats, codes: Codes) -> Doubles:
+    """Covariance (divided by n - 1) of every two features in each group.
+
+    Parameters
+    ----------
+    rows, codes
+        As in `group_median`.
+
+    Returns
+    -------
+    float64 array, shape (n_groups, n_features * (n_features + 1) / 2)
+        The upper triangle with its diagonal, row by row; NaN in a group of one.
+    """
+    upper = np.triu_indices(rows.shape[1])
+    out = np.empty((_n_groups(codes), len(upper[0])))
+    for group, which in enumerate(members(codes)):
+        away = rows[which].astype(np.float64)
+        away -= away.mean(axis=0)
+        n = len(away)
+        out[group] = (away.T @ away)[upper] / (n - 1) if n > 1 else np.nan
     return out
 
 

@@ -71,6 +71,23 @@ def well_name(well: str) -> str:
     return f"{match[1].upper()}{int(match[2]):02d}"
 
 
+def well_place(well: str) -> tuple[int, int]:
+    """Row and column of a well, counted from 0.
+
+    >>> well_place("A01"), well_place("p24"), well_place("AF48")
+    ((0, 0), (15, 23), (31, 47))
+
+    Raises
+    ------
+    InputError
+        As `well_name`.
+    """
+    name = well_name(well)
+    letters = name[:-2]
+    row = sum((ord(letter) - 64) * 26**i for i, letter in enumerate(reversed(letters)))
+    return row - 1, int(name[-2:]) - 1
+
+
 def require_columns(table: pd.DataFrame, columns: Sequence[str], place: str) -> None:
     """Raise one InputError that names every column of `columns` absent from `table`, read at `place`."""
     if absent := [name for name in columns if name not in table.columns]:

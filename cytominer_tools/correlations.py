@@ -14,7 +14,7 @@ from cytominer_tools.errors import InputError
 Method = Literal["pearson", "spearman", "kendall"]
 METHODS = ("pearson", "spearman", "kendall")
 
-_BLOCK = 1024  # features whose correlations are in work at once
+_BLOCK = 256  # features whose correlations are in work at once: what lies above the diagonal of a block is lost work
 _CLOSE = 2e-5  # what a float32 product of unit columns may be wrong by; pairs as close to a threshold are done again
 
 

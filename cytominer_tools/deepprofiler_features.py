@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from cytominer_tools import arrays
-from cytominer_tools.aggregation import OPERATIONS
+from cytominer_tools.aggregation import OPERATIONS, reduced
 from cytominer_tools.columns import PLATE, SITE, WELL, metadata_columns, require_columns
 from cytominer_tools.compat import as_peer
 from cytominer_tools.errors import InputError, ProfileWarning
@@ -225,7 +225,8 @@ class AggregateDeepProfiler:
             for name, value in metadata[0].items()
             if all(other.get(name) == value for other in metadata[1:])
         }
-        return _reduced(rows, self.aggregate_operation), shared, columns
+        profile = reduced(rows, np.zeros(len(rows), dtype=np.int64), self.aggregate_operation)
+        return profile.astype(np.float64), shared, columns
 
 
 class SingleCellDeepProfiler:
@@ -311,17 +312,6 @@ class SingleCellDeepProfiler:
         if output_file is None:
             return table
         return output(table, output_file, float_format=float_format, compression_options=compression_options)
-
-
-def _reduced(rows: arrays.Floats, operation: str) -> arrays.Doubles:
-    """One row in float64, missing values left out."""
-    holes = arrays.has_holes(rows)
-    out = np.empty((1, rows.shape[1]))
-    codes = np.zeros(len(rows), dtype=np.int64)
-    out[:, ~holes] = OPERATIONS[operation](rows if not holes.any() else rows[:, ~holes], codes)
-    if holes.any():
-        out[:, holes] = pd.DataFrame(rows[:, holes]).agg(operation).to_numpy()
-    return out
 
 
 def _warn(text: str) -> None:

@@ -64,8 +64,9 @@ def values(table: pd.DataFrame, features: Sequence[str]) -> Floats:
     in_a_row = len(places) > 0 and (np.diff(places) == 1).all()
     part = table.iloc[:, int(places[0]) : int(places[-1]) + 1] if in_a_row else table.take(places, axis=1)
     kinds = part.dtypes.to_numpy()
+    numeric = {kind: pd.api.types.is_numeric_dtype(kind) for kind in set(kinds)}  # thousands of columns, a few kinds
     parsed = {}
-    for i in np.flatnonzero([not pd.api.types.is_numeric_dtype(kind) for kind in kinds]):
+    for i in np.flatnonzero([not numeric[kind] for kind in kinds]):
         name = str(part.columns[int(i)])
         column = part[name].astype(object)
         words = column.map(lambda value: isinstance(value, str) and value.strip().lower() in _MISSING)
@@ -75,7 +76,7 @@ def values(table: pd.DataFrame, features: Sequence[str]) -> Floats:
             raise InputError(f"feature {name}: expected numbers, {error}; leave it out of features=") from None
     if parsed:
         part = part.assign(**parsed)
-    narrow = all(kind in ("float32", "float16") for kind in set(kinds))
+    narrow = all(kind in ("float32", "float16") for kind in numeric)
     return part.to_numpy(dtype="float32" if narrow else "float64", na_value=np.nan)
 
 

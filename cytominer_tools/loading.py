@@ -5,6 +5,7 @@ from typing import Any
 
 import pandas as pd
 
+from cytominer_tools.anndata import AnnDataLike, from_anndata, read_anndata
 from cytominer_tools.columns import METADATA
 from cytominer_tools.errors import InputError, NoFileError
 from cytominer_tools.tables import separator
@@ -25,9 +26,7 @@ def load_profiles(profiles: Any) -> pd.DataFrame:
     """
     if isinstance(profiles, pd.DataFrame):
         return profiles
-    if all(hasattr(profiles, name) for name in ("X", "obs", "var")):
-        from cytominer_tools.anndata import from_anndata
-
+    if isinstance(profiles, AnnDataLike):
         return from_anndata(profiles)
     if not isinstance(profiles, str | Path):
         raise InputError(f"profiles: expected a DataFrame or a path, got {type(profiles).__name__}")
@@ -39,8 +38,6 @@ def load_profiles(profiles: Any) -> pd.DataFrame:
     if (target := resolve_cytotable_profiles_target(path)) is not None:
         return load_cytotable_profiles(target[0], target[2], target[1])
     if path.suffix in _ANNDATA:
-        from cytominer_tools.anndata import read_anndata
-
         return read_anndata(path)
     return _read_text(path, None)
 

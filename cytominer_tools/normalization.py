@@ -129,7 +129,7 @@ def normalize(
     elif method != "mad_robustize" and (infinite := _infinite(rows)).any():
         bad = [chosen[i] for i in np.flatnonzero(infinite)]
         raise InputError(f"infinite values in {len(bad)} feature(s): {', '.join(bad[:5])}; drop or replace them first")
-    out, zero = _by_group(profiles, rows, reference, names(by), samples, transformer)
+    out, zero = _by_group(profiles, rows, chosen, reference, names(by), samples, transformer)
     if zero.any():
         some = [chosen[i] for i in np.flatnonzero(zero)]
         warnings.warn(
@@ -147,6 +147,7 @@ def normalize(
 def _by_group(
     profiles: pd.DataFrame,
     rows: arrays.Floats,
+    chosen: list[str],
     reference: npt.NDArray[np.bool_],
     by: list[str],
     samples: str,
@@ -169,6 +170,9 @@ def _by_group(
             if fitted.zero_mad == "nan":
                 flat = np.flatnonzero(fitted.zero_)
                 zero[flat] |= (np.isnan(out[which][:, flat]) & ~np.isnan(part[:, flat])).any(axis=0)
+        elif isinstance(fitted, Spherize):  # it names the features that it cannot scale
+            named = pd.DataFrame(part, columns=chosen)
+            out[which] = fitted.fit(named, control=reference[which]).transform(named)
         else:
             out[which] = fitted.fit(part, control=reference[which]).transform(part)
     return out, zero

@@ -1,13 +1,13 @@
-"""DeepProfiler's npz files, read as data: what is pickled in them is taken apart, never executed."""
+"""DeepProfiler's npz files, read as data: nothing in them is executed."""
 
 import io
-import pickle
+import math
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path, PurePath
-from typing import Any, BinaryIO
+from typing import Any
 
 import imagecodecs
 import numpy as np
@@ -16,66 +16,15 @@ import pandas as pd
 
 from cytominer_tools.columns import METADATA
 from cytominer_tools.errors import InputError
+from cytominer_tools.plain_pickle import read_plain
 
-_PLAIN = frozenset("?bhilqpBHILQPefdgFDGUS")  # kinds of numbers and text that a pickled numpy scalar may have
-
-
-class _Type:
-    """Stands for numpy.dtype while a pickle is read: its code, such as O8, and nothing else."""
-
-    def __init__(self, code: str, *_: Any):
-        self.code = str(code)
-
-    def __setstate__(self, state: Any) -> None:
-        """The byte order and the like, which numbers this small do not need."""
-
-
-class _Array:
-    """Stands for numpy.ndarray while a pickle is read: a list of plain objects and a shape."""
-
-    def __init__(self) -> None:
-        self.shape: tuple[int, ...] = ()
-        self.items: list[Any] = []
-
-    def __setstate__(self, state: Any) -> None:
-        _, self.shape, _, _, items = state
-        if not isinstance(items, list):
-            raise pickle.UnpicklingError("an array of other things than objects")
-        self.items = items
-
-
-def _reconstruct(*_: Any) -> _Array:
-    return _Array()
-
-
-def _scalar(kind: _Type, data: bytes) -> Any:
-    code = kind.code.lstrip("<=|")
-    if not code or code[0] not in _PLAIN:
-        raise pickle.UnpicklingError(f"a scalar of type {kind.code}")
-    return np.frombuffer(data, dtype=code)[0].item()
-
-
-class _Plain(pickle.Unpickler):
-    """Builds text, numbers, lists and dicts; anything that would be imported is refused."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        known: dict[tuple[str, str], Callable[..., Any]] = {
-            ("multiarray", "_reconstruct"): _reconstruct,
-            ("multiarray", "scalar"): _scalar,
-            ("numpy", "ndarray"): _Array,
-            ("numpy", "dtype"): _Type,
-        }
-        if module == "numpy" or module.startswith(("numpy.core.", "numpy._core.")):
-            found = known.get((module.rsplit(".", 1)[-1], name))
-            if found is not None:
-                return found
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+_LARGEST = 2**31  # bytes of an array, which a file of a stranger could make of a few
 
 
 def read_npz(path: str | Path, names: tuple[str, ...] | None = None) -> dict[str, Any]:
-    """The arrays of an npz file, those in `names` if it is given and they are there.
+    """The arrays of an npz file, those in `names` if it is given and they are there; see `plain_pickle.read_plain`.
 
-    An array of objects comes as nested lists and dicts of text and numbers: what an array of shape () holds, or a list.
+    A pickled array of no axes comes as the object in it: a dict of metadata.
 
     Raises
     ------
@@ -87,53 +36,56 @@ def read_npz(path: str | Path, names: tuple[str, ...] | None = None) -> dict[str
     found: dict[str, Any] = {}
     try:
         with zipfile.ZipFile(path) as archive:
-            for member in archive.namelist():
-                name = member.removesuffix(".npy")
+            for member in archive.infolist():
+                name = member.filename.removesuffix(".npy")
                 if names is None or name in names:
-                    found[name] = _read_npy(io.BytesIO(_inflated(archive, member)))
-    except FileNotFoundError:
+                    found[name] = _read_npy(archive, member, f"{path}: {name}")
+    except (FileNotFoundError, InputError):
         raise
-    except pickle.UnpicklingError as error:
-        raise InputError(f"{path}: holds an object that is not plain data, {error}; it is not read") from None
-    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, LookupError, AttributeError, TypeError) as e:
-        raise InputError(f"{path}: cannot be read as npz: {e}") from e
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError) as error:
+        raise InputError(f"{path}: not a .npz file, or damaged ({error}); make or copy it again") from None
     return found
 
 
-def _inflated(archive: zipfile.ZipFile, member: str) -> bytes:
-    """A member's bytes; libdeflate takes half the time of zlib, which is most of the time of reading a file."""
-    info = archive.getinfo(member)
-    if info.compress_type != zipfile.ZIP_DEFLATED or archive.fp is None:
-        return archive.read(member)
-    archive.fp.seek(info.header_offset + 26)
-    name_length, extra_length = struct.unpack("<HH", archive.fp.read(4))
-    archive.fp.seek(name_length + extra_length, io.SEEK_CUR)
-    try:
-        data = bytes(imagecodecs.deflate_decode(archive.fp.read(info.compress_size), raw=True, out=info.file_size))
-    except imagecodecs.DeflateError as error:
-        raise zipfile.BadZipFile(f"{member}: {error}") from error
-    if len(data) != info.file_size or imagecodecs.deflate_crc32(data) != info.CRC:
-        raise zipfile.BadZipFile(f"{member}: its checksum is another")
-    return data
-
-
-def _read_npy(file: BinaryIO) -> Any:
-    version = np.lib.format.read_magic(file)
+def _read_npy(archive: zipfile.ZipFile, member: zipfile.ZipInfo, what: str) -> Any:
+    """One array, a pickled one by `read_plain`; as long as its header says, before memory is taken."""
+    if member.file_size > _LARGEST:
+        raise InputError(
+            f"{what}: {member.file_size:,} bytes, more than {_LARGEST:,}; it is not what DeepProfiler writes"
+        )
+    data = _inflated(archive, member)
+    stream = io.BytesIO(data)
+    version = np.lib.format.read_magic(stream)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, kind = read(file)
-    data = file.read()
-    if not kind.hasobject:
-        return np.frombuffer(data, dtype=kind).reshape(shape, order="F" if fortran else "C")
-    if kind.kind != "O":
-        raise pickle.UnpicklingError(f"an array of type {kind}")
-    return _unpickle(io.BytesIO(data))
+    shape, fortran, dtype = read(stream)
+    start = stream.tell()
+    if dtype.hasobject:
+        found = read_plain(data[start:], what)
+        if not isinstance(found, np.ndarray):
+            raise InputError(f"{what}: a pickle that is no array; it is not what DeepProfiler writes")
+        return found.item() if found.shape == () else found
+    if dtype.names or math.prod(shape) * dtype.itemsize != len(data) - start:
+        raise InputError(f"{what}: {len(data) - start:,} bytes for an array of {shape}, {dtype}; copy the file again")
+    return np.frombuffer(data, dtype, offset=start).reshape(shape, order="F" if fortran else "C")
 
 
-def _unpickle(file: BinaryIO) -> Any:
-    array = _Plain(file).load()
-    if not isinstance(array, _Array):
-        raise pickle.UnpicklingError("no array")
-    return array.items[0] if array.shape == () else array.items
+def _inflated(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    """A member's bytes; libdeflate takes half the time of zlib, which is most of the time of reading a file."""
+    if member.compress_type != zipfile.ZIP_DEFLATED or member.flag_bits & 1 or archive.fp is None:
+        return archive.read(member)
+    archive.fp.seek(member.header_offset + 26)
+    lengths = archive.fp.read(4)
+    if len(lengths) < 4:
+        raise zipfile.BadZipFile(f"{member.filename}: ends before its data")
+    archive.fp.seek(sum(struct.unpack("<HH", lengths)), io.SEEK_CUR)
+    try:
+        packed = archive.fp.read(member.compress_size)
+        data = bytes(imagecodecs.deflate_decode(packed, raw=True, out=member.file_size))
+    except imagecodecs.DeflateError as error:
+        raise zipfile.BadZipFile(f"{member.filename}: {error}") from None
+    if len(data) != member.file_size or imagecodecs.deflate_crc32(data) != member.CRC:
+        raise zipfile.BadZipFile(f"{member.filename}: its checksum is another")
+    return data
 
 
 def load_npz_features(npz_file: str | Path, fallback_feature_prefix: str = "DP", metadata: bool = True) -> pd.DataFrame:
@@ -187,9 +139,7 @@ def site_features(
     InputError
         No features of two axes, or metadata that is not a mapping.
     """
-    features = arrays.get("features")
-    if not isinstance(features, np.ndarray) or features.ndim != 2:
-        raise InputError(f"{path}: expected features of shape (cells, features)")
+    features = feature_array(path, arrays)
     given = arrays.get("metadata", {})
     if not isinstance(given, dict):
         raise InputError(f"{path}: expected metadata to be a mapping, got {type(given).__name__}")
@@ -198,6 +148,23 @@ def site_features(
         for key, value in given.items()
     }
     return features, SiteMetadata(metadata, metadata.get("Metadata_Model", fallback_feature_prefix))
+
+
+def feature_array(path: str | PurePath, arrays: Mapping[str, Any]) -> npt.NDArray[Any]:
+    """`features` of what `read_npz` found in a file: numbers, shape (cells, width).
+
+    Raises
+    ------
+    InputError
+        There is none, or it is something else.
+    """
+    if "features" not in arrays:
+        raise InputError(f"{path}: no array `features`; it holds {', '.join(arrays) or 'nothing that is looked for'}")
+    features = arrays["features"]
+    if not isinstance(features, np.ndarray) or features.ndim != 2 or features.dtype.kind not in "fiu":
+        kind = f"of shape {features.shape}, {features.dtype}" if isinstance(features, np.ndarray) else repr(features)
+        raise InputError(f"{path}: features {kind}; expected (cells, width) numbers")
+    return features
 
 
 def load_npz_locations(

@@ -18,6 +18,8 @@ from cytominer_tools.columns import METADATA, require_columns
 from cytominer_tools.compat import as_peer
 from cytominer_tools.errors import InputError, ProfileWarning
 from cytominer_tools.files import atomic_path
+from cytominer_tools.ledger import ledger_step, read_ledger
+from cytominer_tools.loading import load_profiles
 from cytominer_tools.tables import write_table
 
 P = ParamSpec("P")
@@ -35,7 +37,8 @@ def write_to_file_if_user_specifies_output_details(function: Callable[P, pd.Data
     """Give a function that makes a frame pycytominer's output arguments, which its signature must name.
 
     The name is pycytominer's.
-    With `output_file` the frame is written and its path (text) is returned in place of the frame.
+    With `output_file` the frame is written and its path (text) is returned in place of the frame. A Parquet file has
+    the step in its ledger, after those of the Parquet file that was read.
     """
     signature = inspect.signature(function)
 
@@ -43,9 +46,15 @@ def write_to_file_if_user_specifies_output_details(function: Callable[P, pd.Data
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> Any:
         bound = signature.bind(*args, **kwargs)
         given = {name: bound.arguments.pop(name, signature.parameters[name].default) for name in _OPTIONS}
-        result = function(*bound.args, **bound.kwargs)
         if given["output_file"] is None:
-            return result
+            return function(*bound.args, **bound.kwargs)
+        ledger: list[dict[str, Any]] = []
+        if Path(given["output_file"]).suffix == ".parquet":
+            result, ledger = _with_ledger(function, bound)
+        else:
+            if "reasons" in bound.arguments:  # text has no place for them
+                bound.arguments["reasons"] = False
+            result = function(*bound.args, **bound.kwargs)
         return output(
             result,
             given["output_file"],
@@ -53,9 +62,28 @@ def write_to_file_if_user_specifies_output_details(function: Callable[P, pd.Data
             float_format=given["float_format"],
             compression_options=given["compression_options"],
             compat=bound.arguments.get("compat"),
+            ledger=ledger,
         )
 
     return wrapper
+
+
+def _with_ledger(function: Callable[..., Any], bound: inspect.BoundArguments) -> tuple[Any, list[dict[str, Any]]]:
+    """The result, and the ledger of the file that was read with this step at its end."""
+    first, *others = bound.arguments
+    source = bound.arguments[first]
+    settings = {name: bound.arguments[name] for name in others if bound.arguments[name] is not None}
+    read = isinstance(source, str | Path) and Path(source).suffix == ".parquet" and Path(source).is_file()
+    ledger = read_ledger(source) if read else []
+    bound.arguments[first] = before = load_profiles(source)
+    why: dict[str, str] = {}
+    if "reasons" in bound.signature.parameters:
+        bound.arguments["reasons"] = True
+        result, dropped = function(*bound.args, **bound.kwargs)
+        why = dict(zip(dropped["feature"], dropped["operation"] + ": " + dropped["reason"], strict=True))
+    else:
+        result = function(*bound.args, **bound.kwargs)
+    return result, [*ledger, ledger_step(function.__name__, before, result, settings, why)]
 
 
 def output(
@@ -67,6 +95,7 @@ def output(
     compression_options: str | Mapping[str, Any] | None = _GZIP,
     *,
     compat: str | None = None,
+    ledger: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """Write `df` without its index and return the path.
 
@@ -82,6 +111,8 @@ def output(
         Of a text table whose suffix does not say it.
     compat : "pycytominer-1.7.1", optional
         `output_type` and `compression_options` decide, whatever the suffix says.
+    ledger : list of dict, optional
+        For the metadata of a Parquet file; see `read_ledger`.
 
     Raises
     ------
@@ -105,7 +136,7 @@ def output(
         return write_anndata(df, path, kind)
     if kind == "parquet":
         if path.suffix == ".parquet":
-            write_table(df, path)
+            write_table(df, path, ledger)
         else:
             with atomic_path(path) as part:
                 df.to_parquet(part, index=False)

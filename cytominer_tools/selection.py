@@ -54,8 +54,9 @@ def feature_select(
     noise_removal_stdev_cutoff: float | None = None,
     min_variance: float = 1e-6,
     *,
+    reasons: bool = False,
     compat: str | None = None,
-) -> pd.DataFrame:
+) -> Any:
     """Drop features by one operation after another, each looking at those that the earlier ones left.
 
     Parameters
@@ -71,6 +72,9 @@ def feature_select(
         (`get_blocklist_features`), drop_outliers (`drop_outlier_features`), noise_removal; each is a function.
     output_file, output_type, compression_options, float_format
         As in `output`; with `output_file` the result is written and its path returned.
+    reasons : bool
+        Return a second frame too: feature, operation and reason of each that is dropped. A Parquet file has it in its
+        ledger (`read_ledger`).
     compat : "pycytominer-1.7.1", optional
         Its correlation_threshold and noise_removal; see there.
 
@@ -94,31 +98,39 @@ def feature_select(
     if "noise_removal" in operations and (noise_removal_perturb_groups is None or noise_removal_stdev_cutoff is None):
         raise InputError("noise_removal: must provide both noise_removal_perturb_groups and noise_removal_stdev_cutoff")
     left = profile_features(profiles, features, image_features=image_features)
-    drop: dict[str, Callable[[list[str]], list[str]]] = {
-        "variance_threshold": lambda some: variance_threshold(profiles, some, samples, min_variance),
-        "frequency_threshold": lambda some: frequency_threshold(profiles, some, samples, freq_cut, unique_cut),
-        "correlation_threshold": lambda some: correlation_threshold(
-            profiles, some, samples, corr_threshold, corr_method, compat=compat
+    blocked = "stands on the block list"
+    drop: dict[str, Callable[[list[str]], dict[str, str]]] = {
+        "variance_threshold": lambda some: _low_variance(profiles, some, samples, min_variance),
+        "frequency_threshold": lambda some: _few_values(profiles, some, samples, freq_cut, unique_cut),
+        "correlation_threshold": lambda some: _correlated(
+            profiles, some, samples, corr_threshold, corr_method, compat, 4
         ),
-        "drop_na_columns": lambda some: get_na_columns(profiles, some, samples, na_cutoff),
-        "blocklist": lambda _: get_blocklist_features(blocklist, blocklist_name, profiles, blocklist_file),
-        "drop_outliers": lambda some: drop_outlier_features(profiles, some, samples, outlier_cutoff),
-        "noise_removal": lambda some: noise_removal(
+        "drop_na_columns": lambda some: _incomplete(profiles, some, samples, na_cutoff),
+        "blocklist": lambda _: dict.fromkeys(
+            get_blocklist_features(blocklist, blocklist_name, profiles, blocklist_file), blocked
+        ),
+        "drop_outliers": lambda some: _extreme(profiles, some, samples, outlier_cutoff),
+        "noise_removal": lambda some: _noisy(
             profiles,
             noise_removal_perturb_groups or [],
             some,
             samples,
             float(noise_removal_stdev_cutoff or 0),
-            compat=compat,
+            compat,
+            4,
         ),
     }
-    gone: set[str] = set()
+    gone: dict[str, tuple[str, str]] = {}
     for name in operations:
         if not left and name != "blocklist":
             break
-        gone.update(drop[name](left))
+        gone = {feature: (name, why) for feature, why in drop[name](left).items()} | gone
         left = [feature for feature in left if feature not in gone]
-    return profiles[[name for name in profiles.columns if name not in gone]]
+    selected = profiles[[name for name in profiles.columns if name not in gone]]
+    if not reasons:
+        return selected
+    rows = [(name, *gone[name]) for name in profiles.columns if name in gone]
+    return selected, pd.DataFrame(rows, columns=["feature", "operation", "reason"])
 
 
 def variance_threshold(
@@ -131,9 +143,14 @@ def variance_threshold(
     InputError
         A negative or other threshold, infinite values, or no feature that is over it.
     """
+    return list(_low_variance(population_df, features, samples, min_variance))
+
+
+def _low_variance(table: pd.DataFrame, features: Features, samples: str, min_variance: float) -> dict[str, str]:
+    """As each of the functions below: the features that go, and why."""
     if not isinstance(min_variance, int | float) or min_variance < 0:
         raise InputError(f"min_variance={min_variance!r}: expected a number that is non-negative")
-    chosen, rows = _reference(population_df, features, samples)
+    chosen, rows = _reference(table, features, samples)
     if (infinite := np.isinf(np.fmax.reduce(np.abs(rows), axis=0))).any():
         bad = [chosen[i] for i in np.flatnonzero(infinite)]
         raise InputError(f"infinite values in {len(bad)} feature(s): {', '.join(bad[:5])}; drop or replace them first")
@@ -141,7 +158,7 @@ def variance_threshold(
     low = ~(variance > min_variance)
     if low.all():
         raise InputError(f"No feature in X meets the variance threshold {min_variance:.5f}: none of {len(chosen)}")
-    return [chosen[i] for i in np.flatnonzero(low)]
+    return {chosen[i]: f"variance {variance[i]:.3g}, at most {min_variance:g}" for i in np.flatnonzero(low)}
 
 
 def frequency_threshold(
@@ -165,15 +182,23 @@ def frequency_threshold(
     InputError
         A cut outside 0 to 1.
     """
+    return list(_few_values(population_df, features, samples, freq_cut, unique_cut))
+
+
+def _few_values(
+    table: pd.DataFrame, features: Features, samples: str, freq_cut: float, unique_cut: float
+) -> dict[str, str]:
     for name, cut in (("freq_cut", freq_cut), ("unique_cut", unique_cut)):
         _require_part(name, cut)
-    chosen, rows = _reference(population_df, features, samples)
+    chosen, rows = _reference(table, features, samples)
     n = len(rows)
-    out = []
+    out = {}
     for name, column in zip(chosen, np.asarray(rows).T, strict=True):
         lengths = _run_lengths(column)
-        if _second_to_first(lengths) < freq_cut or len(lengths) / n < unique_cut:
-            out.append(name)
+        if (second := _second_to_first(lengths)) < freq_cut:
+            out[name] = f"its second value is {second:.3g} times as frequent as its first, under {freq_cut:g}"
+        elif len(lengths) / n < unique_cut:
+            out[name] = f"{len(lengths)} different values in {n} rows, under {unique_cut:g} of them"
     return out
 
 
@@ -215,11 +240,18 @@ def correlation_threshold(
     InputError
         A threshold outside 0 to 1, another method.
     """
+    return list(_correlated(population_df, features, samples, threshold, method, compat, 3))
+
+
+def _correlated(
+    table: pd.DataFrame, features: Features, samples: str, threshold: float, method: str, compat: str | None, level: int
+) -> dict[str, str]:
     peer, known = as_peer(compat), check_correlation_method(method)
     _require_part("threshold", threshold)
-    chosen, rows = _reference(population_df, features, samples)
+    chosen, rows = _reference(table, features, samples)
     if peer:
-        return [chosen[i] for i in np.flatnonzero(_as_pycytominer_drops(rows, threshold, known))]
+        gone = _as_pycytominer_drops(rows, threshold, known)
+        return {chosen[i]: f"r over {threshold:g} with another feature" for i in np.flatnonzero(gone)}
     pairs = correlated_pairs(rows, threshold, known)
     gone = drop_of_each_pair(pairs, np.array(chosen))
     if (pairs.r < 0).any():
@@ -233,9 +265,23 @@ def correlation_threshold(
                 f"correlation_threshold: {len(more)} feature(s) go for a correlation under -{threshold:g} "
                 f"({', '.join(more[:3])}); pycytominer 1.7.1 keeps them",
                 ProfileWarning,
-                stacklevel=2,
+                stacklevel=level,
             )
-    return [chosen[i] for i in np.flatnonzero(gone)]
+    closest: dict[int, tuple[float, int]] = {}
+    order = np.argsort(np.abs(pairs.r), kind="stable")  # the strongest of each comes last, and stays
+    for one, other, r in zip(pairs.first[order].tolist(), pairs.second[order].tolist(), pairs.r[order], strict=True):
+        closest[one], closest[other] = (r, other), (r, one)
+    return {
+        chosen[i]: f"r = {closest[i][0]:.3g} with {chosen[closest[i][1]]}, over {threshold:g}"
+        for i in np.flatnonzero(gone).tolist()
+    }
+
+
+def determine_high_cor_pair(correlation_row: pd.Series, sorted_correlation_pairs: pd.Index) -> str:
+    """Of the features pair_a and pair_b of a row, the one that stands later among those sorted by their correlation."""
+    first, second = str(correlation_row["pair_a"]), str(correlation_row["pair_b"])
+    place = sorted_correlation_pairs.get_indexer_for(pd.Index([first, second]))
+    return first if place[0] > place[1] else second
 
 
 def get_pairwise_correlation(population_df: pd.DataFrame, method: str = "pearson") -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -268,19 +314,31 @@ def get_na_columns(
     InputError
         A cutoff outside 0 to 1.
     """
+    return list(_incomplete(population_df, features, samples, cutoff))
+
+
+def _incomplete(table: pd.DataFrame, features: Features, samples: str, cutoff: float) -> dict[str, str]:
     _require_part("cutoff", cutoff)
-    chosen, rows = _reference(population_df, features, samples)
-    holes = np.flatnonzero(arrays.has_holes(rows))
-    return [chosen[i] for i in holes if np.isnan(rows[:, i]).sum() / len(rows) > cutoff]
+    chosen, rows = _reference(table, features, samples)
+    missing = {chosen[i]: np.isnan(rows[:, i]).sum() / len(rows) for i in np.flatnonzero(arrays.has_holes(rows))}
+    return {
+        name: f"{part:.3g} of its values are missing, over {cutoff:g}"
+        for name, part in missing.items()
+        if part > cutoff
+    }
 
 
 def drop_outlier_features(
     population_df: pd.DataFrame, features: Features = "infer", samples: str = "all", outlier_cutoff: float = 500
 ) -> list[str]:
     """The features with a value over `outlier_cutoff` or under -`outlier_cutoff`."""
-    chosen, rows = _reference(population_df, features, samples)
-    far = np.abs(np.stack([np.fmax.reduce(rows, axis=0), np.fmin.reduce(rows, axis=0)])).max(axis=0) > outlier_cutoff
-    return [chosen[i] for i in np.flatnonzero(far)]
+    return list(_extreme(population_df, features, samples, outlier_cutoff))
+
+
+def _extreme(table: pd.DataFrame, features: Features, samples: str, cutoff: float) -> dict[str, str]:
+    chosen, rows = _reference(table, features, samples)
+    size = np.abs(np.stack([np.fmax.reduce(rows, axis=0), np.fmin.reduce(rows, axis=0)])).max(axis=0)
+    return {chosen[i]: f"reaches {size[i]:.4g}, over {cutoff:g}" for i in np.flatnonzero(size > cutoff)}
 
 
 def noise_removal(
@@ -307,13 +365,29 @@ def noise_removal(
     InputError
         No such column, or a list of another length.
     """
+    return list(
+        _noisy(
+            population_df, noise_removal_perturb_groups, features, samples, noise_removal_stdev_cutoff, compat, level=3
+        )
+    )
+
+
+def _noisy(
+    table: pd.DataFrame,
+    noise_removal_perturb_groups: str | Sequence[Any],
+    features: Features,
+    samples: str,
+    cutoff: float,
+    compat: str | None,
+    level: int,
+) -> dict[str, str]:
     peer = as_peer(compat)
-    which = reference_rows(population_df, samples)
-    chosen, rows = _reference(population_df, features, samples)
+    which = reference_rows(table, samples)
+    chosen, rows = _reference(table, features, samples)
     if isinstance(noise_removal_perturb_groups, str):
-        if noise_removal_perturb_groups not in population_df:
+        if noise_removal_perturb_groups not in table:
             raise InputError(f"{noise_removal_perturb_groups} not found. Are you sure it is a metadata column?")
-        groups = population_df.loc[which, noise_removal_perturb_groups].reset_index(drop=True)
+        groups = table.loc[which, noise_removal_perturb_groups].reset_index(drop=True)
     elif isinstance(noise_removal_perturb_groups, list):
         groups = pd.Series(noise_removal_perturb_groups)
         if len(groups) == len(which) != len(rows) and not peer:
@@ -323,7 +397,7 @@ def noise_removal(
                 f"noise_removal_perturb_groups: the length of input list, {len(groups)}, is not equivalent to your "
                 f"data, {len(rows)} rows"
             )
-        index = population_df.index[which]
+        index = table.index[which]
         if not index.equals(pd.RangeIndex(len(rows))):
             if peer:
                 groups = groups.reindex(index).reset_index(drop=True)
@@ -332,14 +406,16 @@ def noise_removal(
                     "noise_removal: the list is taken in the order of the rows; pycytominer 1.7.1 goes by an index "
                     "that is not 0, 1, ... here, and so removes other features or none",
                     ProfileWarning,
-                    stacklevel=2,
+                    stacklevel=level,
                 )
     else:
         raise TypeError("noise_removal_perturb_groups must be a list, one a row, or the name of a column")
     codes, _ = pd.factorize(groups)
     known = codes >= 0
     spread = pd.DataFrame(rows[known]).groupby(codes[known]).std(ddof=0).mean().to_numpy()
-    return [chosen[i] for i in np.flatnonzero(spread > noise_removal_stdev_cutoff)]
+    return {
+        chosen[i]: f"sd {spread[i]:.3g} within perturbations, over {cutoff:g}" for i in np.flatnonzero(spread > cutoff)
+    }
 
 
 def count_na_features(population_df: pd.DataFrame, features: Sequence[str]) -> pd.DataFrame:

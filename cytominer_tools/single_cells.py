@@ -191,7 +191,7 @@ class SingleCells:
 
     def count_sql_table_rows(self, table: str) -> int:
         """The number of rows of a table."""
-        return int(self.conn.execute(f"select count(*) from {_quoted(table)}").fetchone()[0])
+        return int(self.conn.execute(f"select count(*) from {quoted(table)}").fetchone()[0])
 
     def get_sql_table_col_names(self, table: str) -> list[str]:
         """The columns of a table.
@@ -201,7 +201,7 @@ class SingleCells:
         InputError
             There is no such table.
         """
-        names = [str(row[1]) for row in self.conn.execute(f"pragma table_info({_quoted(table)})")]
+        names = [str(row[1]) for row in self.conn.execute(f"pragma table_info({quoted(table)})")]
         if not names:
             raise InputError(f"{self.sql_file}: no table {table!r}")
         return names
@@ -225,8 +225,8 @@ class SingleCells:
         self, table: str, columns: Sequence[str] | None = None, where: str = "", values: Sequence[Any] = ()
     ) -> Any:
         self.get_sql_table_col_names(table)
-        chosen = "*" if columns is None else ", ".join(map(_quoted, columns))
-        return pd.read_sql(f"select {chosen} from {_quoted(table)}{where}", self.conn, params=list(values))
+        chosen = "*" if columns is None else ", ".join(map(quoted, columns))
+        return pd.read_sql(f"select {chosen} from {quoted(table)}{where}", self.conn, params=list(values))
 
     # --- counts and subsamples
 
@@ -346,7 +346,7 @@ class SingleCells:
             wanted = {*self.merge_cols, *self.linking_col_rename, *self.features}
             names = [name for name in known if name in wanted]
         groups = [part[self.merge_cols].drop_duplicates() for _, part in self.image_df.groupby(self.strata)]
-        columns = ", ".join(map(_quoted, self.merge_cols))
+        columns = ", ".join(map(quoted, self.merge_cols))
         one = f"({', '.join('?' * len(self.merge_cols))})"
         for start in range(0, len(groups), n):
             images = pd.concat(groups[start : start + n]).to_numpy(dtype=object).tolist()
@@ -465,7 +465,8 @@ class SingleCells:
         return chosen.reindex(columns=cells.columns)
 
 
-def _quoted(name: str) -> str:
+def quoted(name: str) -> str:
+    """A name of a table or column in SQL."""
     return '"' + name.replace('"', '""') + '"'
 
 

@@ -2,8 +2,11 @@
 
 import csv
 import gzip
+import json
 import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -12,6 +15,7 @@ import pyarrow.parquet as pq
 from cytominer_tools.columns import METADATA, PLATE, SITE, WELL
 from cytominer_tools.errors import InputError
 from cytominer_tools.files import atomic_path
+from cytominer_tools.ledger import KEY
 
 SUFFIXES = (".parquet", ".csv", ".csv.gz")
 TEXT = (".tsv", ".txt", ".tsv.gz", ".txt.gz")  # read, but never written
@@ -77,8 +81,10 @@ def read_table(path: str | Path, *, metadata: bool = False) -> pd.DataFrame:
     return table
 
 
-def write_table(table: pd.DataFrame, path: str | Path) -> Path:
+def write_table(table: pd.DataFrame, path: str | Path, ledger: Sequence[Mapping[str, Any]] = ()) -> Path:
     """Write `table` without its index, atomically, in the format that the suffix names; return the path.
+
+    `ledger` goes into the metadata of a Parquet file (see `ledger.read_ledger`); text has no place for it.
 
     Raises
     ------
@@ -89,7 +95,11 @@ def write_table(table: pd.DataFrame, path: str | Path) -> Path:
     kind = _format(path)
     with atomic_path(path) as part:
         if kind == ".parquet":
-            write_parquet(pa.Table.from_pandas(table, preserve_index=False), part)
+            arrow = pa.Table.from_pandas(table, preserve_index=False)
+            if ledger:
+                said = {KEY: json.dumps(list(ledger), sort_keys=True)}
+                arrow = arrow.replace_schema_metadata((arrow.schema.metadata or {}) | said)
+            write_parquet(arrow, part)
         elif kind == ".csv":
             table.to_csv(part, index=False, lineterminator="\n")
         else:

@@ -78,6 +78,10 @@ class _Scaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
     def _learn(self, reference: Floats) -> None:
         raise NotImplementedError
 
+    def _take(self, center: arrays.Doubles, spread: arrays.Doubles) -> None:
+        """Learn from the statistics of the controls, which may be too many for memory."""
+        raise NotImplementedError
+
     def _apply(self, X: Floats) -> Floats:
         return arrays.scaled(X, self.center_, self.scale_)
 
@@ -90,18 +94,22 @@ class Standardize(_Scaler):
 
     def _learn(self, reference: Floats) -> None:
         if len(reference) == 1:
-            self.center_, scale = reference[0].astype(np.float64), np.zeros(reference.shape[1])
+            self._take(reference[0].astype(np.float64), np.zeros(reference.shape[1]))
         else:
-            self.center_, scale = arrays.mean_sd(reference, ddof=0)
-        self.scale_ = np.where(scale == 0, 1.0, scale)
+            self._take(*arrays.mean_sd(reference, ddof=0))
+
+    def _take(self, center: arrays.Doubles, spread: arrays.Doubles) -> None:
+        self.center_, self.scale_ = center, np.where(spread == 0, 1.0, spread)
 
 
 class Robustize(_Scaler):
     """Median 0 and distance between the quartiles 1 on the controls; where that distance is 0 it is only centred."""
 
     def _learn(self, reference: Floats) -> None:
-        self.center_, scale = arrays.median_iqr(reference)
-        self.scale_ = np.where(scale < 10 * np.finfo(np.float64).eps, 1.0, scale)
+        self._take(*arrays.median_iqr(reference))
+
+    def _take(self, center: arrays.Doubles, spread: arrays.Doubles) -> None:
+        self.center_, self.scale_ = center, np.where(spread < 10 * np.finfo(np.float64).eps, 1.0, spread)
 
 
 class RobustMAD(_Scaler):
@@ -135,14 +143,16 @@ class RobustMAD(_Scaler):
             raise InputError(f"zero_mad={self.zero_mad!r}: expected one of {', '.join(ZERO_MAD)}")
         if not (np.isfinite(self.epsilon) and self.epsilon >= 0):
             raise InputError(f"epsilon={self.epsilon}: expected a finite number of 0 or more")
-        self.center_, mad = arrays.median_mad(reference)
-        self.scale_ = mad + self.epsilon
-        self.zero_ = (mad == 0) & (self.epsilon < _NEGLIGIBLE)
+        self._take(*arrays.median_mad(reference))
         if self.zero_mad == "error" and self.zero_.any():
             raise InputError(
                 f"MAD of 0 among {len(reference)} control rows in {self.zero_.sum()} feature(s): "
                 f"{_some_names(self, self.zero_)}; drop them first"
             )
+
+    def _take(self, center: arrays.Doubles, spread: arrays.Doubles) -> None:
+        self.center_, self.scale_ = center, spread + self.epsilon
+        self.zero_ = (spread == 0) & (self.epsilon < _NEGLIGIBLE)
 
     def transform(self, X: Any) -> Any:
         """Scale the rows of `X`; a frame stays a frame, and float32 float32."""

@@ -1,10 +1,6 @@
 """DeepProfiler's feature files: a .npz a site with features, locations and metadata, written and read."""
 
-import io
 import json
-import math
-import zipfile
-import zlib
 from collections.abc import Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -20,11 +16,12 @@ from cytominer_tools.columns import CELL, PLATE, SITE, WELL
 from cytominer_tools.errors import InputError
 from cytominer_tools.files import atomic_folder, atomic_path, safe_name, sweep
 from cytominer_tools.manifest import Manifest, fingerprint
+from cytominer_tools.npz import feature_array
+from cytominer_tools.npz import read_npz as read_arrays
 from deepprofile.crop_source import site_name
 from deepprofile.features import CARD, feature_settings, plate_features
 from deepprofile.index import load_index, sites_by_well
 from deepprofile.locations import X, Y
-from deepprofile.plain_pickle import read_plain
 from deepprofile.platemaps import plain_well, well_spellings
 from deepprofile.sites import site_rows
 from deepprofile.study import Study, template_fields
@@ -34,7 +31,6 @@ STAGE = "npz"
 MODEL = "Metadata_Model"
 # below the folder of a plate: DeepProfiler 0.2, and since 0.3
 LAYOUTS = {"site": "{well}_{site}.npz", "granular": "{well}/{site}.npz"}
-_LARGEST = 2**31  # bytes of an array, which a file of a stranger could make of a few
 
 
 @dataclass(frozen=True)
@@ -47,7 +43,7 @@ class SiteFeatures:
 
 
 def read_npz(path: str | Path) -> SiteFeatures:
-    """Read one feature file; nothing in it is executed, see `deepprofile.plain_pickle`.
+    """Read one feature file; nothing in it is executed, see `cytominer_tools.plain_pickle`.
 
     Raises
     ------
@@ -56,27 +52,10 @@ def read_npz(path: str | Path) -> SiteFeatures:
     """
     path = Path(path)
     try:
-        with zipfile.ZipFile(path) as file:
-            members = {info.filename.removesuffix(".npy"): info for info in file.infolist()}
-            if "features" not in members:
-                raise InputError(f"{path}: no array `features`; it holds {', '.join(members) or 'nothing'}")
-            found = {
-                name: _read_array(file, members[name], f"{path}: {name}")
-                for name in ("features", "locations", "metadata")
-                if name in members
-            }
+        found = read_arrays(path, ("features", "locations", "metadata"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path}: not a .npz file, or damaged ({error}); make or copy it again") from None
-    features = found["features"]
-    if features.ndim != 2 or features.dtype.kind not in "fiu":
-        raise InputError(
-            f"{path}: features of shape {features.shape}, {features.dtype}; expected (cells, width) numbers"
-        )
-    metadata = found["metadata"].item() if "metadata" in found and found["metadata"].shape == () else {}
+    features, metadata = feature_array(path, found), found.get("metadata", {})
     if not isinstance(metadata, dict):
         raise InputError(f"{path}: metadata is a {type(metadata).__name__}; expected a dict")
     locations = found.get("locations")
@@ -332,26 +311,3 @@ def _write_well(
         write_npz(path, SiteFeatures(features, here[[X, Y]].to_numpy(np.float64), about))
         written += 1
     return written
-
-
-def _read_array(file: zipfile.ZipFile, member: zipfile.ZipInfo, what: str) -> np.ndarray:
-    """One array of the archive, a pickled one by `read_plain`; as long as its header says, before memory is taken."""
-    if member.file_size > _LARGEST:
-        raise InputError(
-            f"{what}: {member.file_size:,} bytes, more than {_LARGEST:,}; it is not what DeepProfiler writes"
-        )
-    data = file.read(member)
-    stream = io.BytesIO(data)
-    if np.lib.format.read_magic(stream) == (1, 0):
-        shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
-    else:
-        shape, fortran, dtype = np.lib.format.read_array_header_2_0(stream)
-    rest = len(data) - stream.tell()
-    if dtype.hasobject:
-        found = read_plain(data[stream.tell() :], what)
-        if not isinstance(found, np.ndarray):
-            raise InputError(f"{what}: a pickle that is no array; it is not what DeepProfiler writes")
-        return found
-    if dtype.names or math.prod(shape) * dtype.itemsize != rest:
-        raise InputError(f"{what}: {rest:,} bytes for an array of {shape}, {dtype}; copy the file again")
-    return np.frombuffer(data, dtype, offset=stream.tell()).reshape(shape, order="F" if fortran else "C")

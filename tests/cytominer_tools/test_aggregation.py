@@ -142,3 +142,56 @@ def test_consensus_matches_pycytominer(lincs, operation, total):
     result = consensus(lincs, ["Metadata_broad_sample", "Metadata_mg_per_ml"], operation)
     assert len(result) == 339
     assert result.iloc[:, 2:].to_numpy().sum() == pytest.approx(total, rel=1e-9)
+
+
+# --- trimmed means, MAD, covariance
+def test_trimmed_means_are_those_of_scipy():
+    from scipy.stats import trim_mean
+
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(rng.standard_cauchy((57, 3)), columns=["Cells_a", "Cells_b", "Cells_c"])
+    table.insert(0, "Metadata_Well", rng.choice(["A01", "A02", "A03"], 57))
+    table.loc[::7, "Cells_b"] = np.nan
+    result = aggregate(table, "Metadata_Well", operation="trimmed_mean")
+    for _, row in result.iterrows():
+        part = table[table["Metadata_Well"] == row["Metadata_Well"]]
+        for name in ("Cells_a", "Cells_b", "Cells_c"):
+            assert row[name] == pytest.approx(trim_mean(part[name].dropna(), 0.1))
+
+
+def test_eleven_values_lose_the_first_and_the_last():
+    table = pd.DataFrame({"Metadata_Well": "A01", "Cells_a": [*range(1, 11), 1000.0]})
+    assert aggregate(table, "Metadata_Well", operation="trimmed_mean")["Cells_a"].tolist() == [6.0]
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_spread_of_each_group(missing):
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(rng.normal(size=(40, 3)), columns=["Cells_a", "Cells_b", "Cells_c"])
+    table.insert(0, "Metadata_Well", ["A01", "A02"] * 20)
+    if missing:
+        table.loc[3, "Cells_b"] = np.nan
+    result = aggregate(table, "Metadata_Well", spread=["mad", "covariance"])
+    plain = aggregate(table, "Metadata_Well")
+    pd.testing.assert_frame_equal(result[plain.columns], plain)
+    assert result.shape == (2, 4 + 3 + 6)
+    for _, row in result.iterrows():
+        part = table[table["Metadata_Well"] == row["Metadata_Well"]]
+        covariance = part[["Cells_a", "Cells_b", "Cells_c"]].cov()
+        for one, other in (("a", "a"), ("a", "b"), ("b", "c")):
+            assert row[f"Cells_{one}_Cov_Cells_{other}"] == pytest.approx(
+                covariance.loc[f"Cells_{one}", f"Cells_{other}"]
+            )
+        mad = 1.4826 * (part["Cells_b"] - part["Cells_b"].median()).abs().median()
+        assert row["Cells_b_MAD"] == pytest.approx(mad)
+    one = aggregate(table.head(1), "Metadata_Well", spread="covariance")
+    assert one["Cells_a_Cov_Cells_a"].isna().all()
+    assert aggregate(table.head(0), "Metadata_Well", spread=["mad", "covariance"]).shape == (0, 13)
+
+
+def test_spread_refuses():
+    table = pd.DataFrame(np.ones((2, 500)), columns=[f"Cells_{i}" for i in range(500)]).assign(Metadata_Well="A01")
+    with pytest.raises(InputError, match=r"125,250 covariances of 500 features; name fewer by features="):
+        aggregate(table, "Metadata_Well", spread="covariance")
+    with pytest.raises(InputError, match="spread='sd': expected one of mad, covariance"):
+        aggregate(table, "Metadata_Well", spread="sd")

@@ -12,7 +12,7 @@ def table():
     return pd.DataFrame(
         {
             "Cells_first": np.array([1.5, np.nan, 3], "float32"),
-            "Metadata_Well": ["A01", "A02", None],
+            "Metadata_Well": ["A01", "A02", np.nan],
             "Metadata_dose": [0.1, np.nan, 3.0],
             "Metadata_control": [True, False, True],
             "Cells_double": [1 / 3, 2 / 3, 1.0],

@@ -130,3 +130,30 @@ def test_input_is_left_alone():
     before = rows.copy()
     arrays.group_median(rows, np.zeros(9, dtype=int))
     np.testing.assert_array_equal(rows, before)
+
+
+@pytest.mark.parametrize("shape", [(30, 80), (80, 30), (30, 30)])
+@pytest.mark.parametrize("decades", [2, 8, 12])
+def test_a_steep_spectrum_is_that_of_a_singular_value_decomposition(shape, decades):
+    rng = np.random.default_rng(0)
+    k = min(shape) - 1
+    left, right = (np.linalg.qr(rng.normal(size=(n, k)))[0] for n in shape)
+    rows = (left * np.logspace(0, -decades, k)) @ right.T  # not centred
+    values, axes = arrays.principal_axes(rows)
+    _, singular, expected = np.linalg.svd(rows, full_matrices=False)
+    assert len(values) == k
+    np.testing.assert_allclose(np.sqrt(values * (len(rows) - 1)), singular[:k], rtol=1e-6, atol=1e-14)
+    np.testing.assert_allclose(axes @ axes.T, np.eye(k), atol=1e-7)
+    np.testing.assert_allclose(np.abs((axes * expected[:k]).sum(axis=1)), 1, rtol=1e-4 if decades == 12 else 1e-7)
+
+
+def test_features_that_depend_on_others_take_directions_away():
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(50, 8))
+    rows = np.concatenate([rows, rows[:, :3] @ rng.normal(size=(3, 4))], axis=1)
+    rows -= rows.mean(axis=0)
+    values, axes = arrays.principal_axes(rows)
+    assert axes.shape == (8, 12)
+    np.testing.assert_allclose(rows @ axes.T @ axes, rows, atol=1e-12)
+    values, axes = arrays.principal_axes(np.zeros((4, 3)))
+    assert (values.shape, axes.shape) == ((0,), (0, 3))

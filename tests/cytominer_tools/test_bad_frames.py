@@ -3,6 +3,8 @@
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cytominer_tools import aggregate, annotate, consensus, feature_select, normalize
 from cytominer_tools.errors import InputError, ProfileWarning
@@ -188,3 +190,78 @@ def test_a_well_that_the_plate_map_names_twice():
 def test_annotate_refuses(change, options, words):
     with pytest.raises(InputError, match=words):
         annotate(wells(), change(platemap()), **options)
+
+
+# --- duplicates, dtypes, empty tables, text files
+def test_duplicated_features():
+    table = wells().assign(Cells_again=lambda t: t["Cells_0"])
+    result = normalize(table)
+    np.testing.assert_array_equal(result["Cells_again"], result["Cells_0"])
+    selected = feature_select(table, operation="correlation_threshold")
+    assert "Cells_again" not in selected  # the later name of two that correlate alike
+    assert "Cells_0" in selected
+    with pytest.warns(ProfileWarning, match="20 control rows span 3 of 4 directions, so some features depend on"):
+        spherized = normalize(table, method="spherize")
+    assert np.isfinite(spherized.filter(like="Cells_")).all(axis=None)
+    assert spherized.filter(like="Cells_").abs().max(axis=None) < 20
+
+
+def test_a_constant_feature_is_named_where_it_cannot_be_scaled():
+    table = wells().assign(Cells_1=4.0)
+    with pytest.raises(InputError, match=r"no spread among 20 control rows in 1 feature\(s\): Cells_1"):
+        normalize(table, method="spherize")
+    with pytest.warns(ProfileWarning, match=r"1 feature\(s\) have a MAD of 0"):
+        result = normalize(table.assign(Cells_1=[4.0] * 19 + [5.0]), method="mad_robustize")
+    assert result["Cells_1"].tolist()[:19] == [0] * 19
+    assert np.isnan(result["Cells_1"][19])
+    assert "Cells_1" not in feature_select(table)
+
+
+def test_wells_that_stand_twice_are_one_group():
+    twice = pd.concat([wells(), wells()], ignore_index=True)
+    pd.testing.assert_frame_equal(aggregate(twice), aggregate(wells()))
+    assert aggregate(twice, compute_object_count=True, object_feature="Cells_0")["Metadata_Object_Count"].eq(2).all()
+
+
+@pytest.mark.parametrize("kind", ["int8", "int64", "uint16", "float16", "Float32", "Int64", "bool"])
+def test_mixed_dtypes(kind):
+    table = wells()
+    table["Cells_1"] = (np.arange(20) % 7 > 2).astype("int8" if kind != "bool" else bool)
+    mixed = table.astype({"Cells_1": kind})
+    plain = table.astype({"Cells_1": "float64"})
+    for name in ("aggregate", "normalize", "consensus"):
+        pd.testing.assert_frame_equal(FIVE[name](mixed), FIVE[name](plain), check_dtype=False)
+    missing = plain.astype({"Cells_1": "Float64"})
+    missing.loc[3, "Cells_1"] = pd.NA
+    assert normalize(missing)["Cells_1"].isna().sum() == 1
+
+
+def test_annotate_of_no_rows():
+    result = annotate(wells().head(0), platemap().assign(well_position=platemap()["well_position"].astype(object)))
+    assert len(result) == 0
+    assert {"Metadata_dose", "Metadata_Well", "Cells_0"} <= set(result.columns)
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("suffix", [".csv", ".csv.gz"])
+def test_text_of_any_separator_with_and_without_a_byte_order_mark(tmp_path, separator, encoding, suffix):
+    path = tmp_path / f"wells{suffix}"
+    wells().to_csv(path, sep=separator, index=False, encoding=encoding)
+    pd.testing.assert_frame_equal(normalize(str(path)), normalize(wells()))
+
+
+# --- properties
+@given(st.randoms(use_true_random=False), st.floats(0.5, 4), st.integers(-50, 50))
+@settings(max_examples=25, deadline=None)
+def test_order_of_rows_and_unit_of_measure_cancel(random, gain, offset):
+    table = wells()
+    order = random.sample(range(len(table)), len(table))
+    shuffled = table.iloc[order]
+    pd.testing.assert_frame_equal(aggregate(shuffled, "Metadata_Compound"), aggregate(table, "Metadata_Compound"))
+    features = ["Cells_0", "Cells_1", "Cells_2"]
+    moved = shuffled.assign(**{name: gain * shuffled[name] + offset for name in features})
+    for method in ("standardize", "robustize", "mad_robustize"):
+        result = normalize(moved, method=method, samples="Metadata_Compound == 'dmso'")
+        expected = normalize(table, method=method, samples="Metadata_Compound == 'dmso'")
+        pd.testing.assert_frame_equal(result.sort_index(), expected, atol=1e-9)

@@ -38,7 +38,7 @@ class Harmful:
 
 def test_pickled_code_is_refused(tmp_path):
     path = site(tmp_path / "A01_1.npz", metadata={"x": Harmful()})
-    with pytest.raises(InputError, match=r"A01_1\.npz: holds an object that is not plain data, it asks for .*system"):
+    with pytest.raises(InputError, match=r"A01_1\.npz: metadata: a pickle of more than plain .*it calls .*system"):
         load_npz_features(path)
 
 
@@ -58,16 +58,16 @@ def test_damage_is_found(tmp_path):
     data = bytearray(path.read_bytes())
     data[200] ^= 255  # within the features
     path.write_bytes(bytes(data))
-    with pytest.raises(InputError, match=r"A01_1\.npz: cannot be read as npz"):
+    with pytest.raises(InputError, match=r"A01_1\.npz: not a \.npz file, or damaged"):
         read_npz(path, ("features",))
 
 
 def test_other_files(tmp_path):
     (tmp_path / "a.npz").write_text("no")
-    with pytest.raises(InputError, match=r"a\.npz: cannot be read as npz"):
+    with pytest.raises(InputError, match=r"a\.npz: not a \.npz file, or damaged"):
         load_npz_features(tmp_path / "a.npz")
     np.savez(tmp_path / "b.npz", x=np.ones(3))
-    with pytest.raises(InputError, match=r"expected features of shape \(cells, features\)"):
+    with pytest.raises(InputError, match=r"no array `features`; it holds nothing"):
         load_npz_features(tmp_path / "b.npz")
     with pytest.raises(InputError, match=r"expected locations of shape \(cells, 2\)"):
         load_npz_locations(tmp_path / "b.npz")
@@ -75,7 +75,7 @@ def test_other_files(tmp_path):
         load_npz_locations(site(tmp_path / "c_1.npz"), 0, 2)
     with zipfile.ZipFile(tmp_path / "d.npz", "w") as archive:
         archive.writestr("features.npy", pickle.dumps([1]))
-    with pytest.raises(InputError, match=r"d\.npz: cannot be read as npz"):
+    with pytest.raises(InputError, match=r"d\.npz: not a \.npz file, or damaged"):
         load_npz_features(tmp_path / "d.npz")
 
 
@@ -124,3 +124,10 @@ def test_refuses(project, options, words):
         AggregateDeepProfiler(project, **options)
     with pytest.raises(InputError, match="expected a file called WELL_SITE"):
         project.extract_filename_metadata("p/A01.npz")
+
+
+def test_arrays_that_are_too_large(tmp_path, monkeypatch):
+    path = site(tmp_path / "A01_1.npz", 400)
+    monkeypatch.setattr("cytominer_tools.npz._LARGEST", 1000)
+    with pytest.raises(InputError, match=r"A01_1\.npz: features: 4,928 bytes, more than 1,000; it is not what Deep"):
+        read_npz(path, ("features",))

@@ -410,3 +410,26 @@ def test_jump_recipe(data):
         score = norm.ppf((rank - 3 / 8) / (len(rank) + 1 / 4))
         # the recipe's MAD has no factor, and rounding to float32 swaps neighbours
         np.testing.assert_allclose(score, expected[name], atol=0.05)
+
+
+# --- P21: well positions, cell counts and the MAD of each plate, as the JUMP recipe has it
+def test_jump_recipe_of_orfs(data):
+    folder = data / "jump_profiling_recipe"
+    fixtures = folder / "tests" / "fixtures"
+    files = sorted((fixtures / "inputs" / "profiles" / "source_4").rglob("*.parquet"))
+    table = pd.concat([pd.read_parquet(path) for path in files], ignore_index=True)
+    expected = pd.read_parquet(
+        fixtures / "outputs" / "orf_trimmed_public" / "profiles_wellpos_cc_var_mad_outlier_featselect.parquet"
+    )
+    keys, names = ["Metadata_Plate", "Metadata_Well"], features_of(table)
+    counts = pd.read_csv(folder / "inputs" / "cell_counts" / "orf_cell_counts.csv.gz", low_memory=False)
+    table = table.merge(expected[keys], on=keys).merge(counts.drop(columns="Metadata_Source", errors="ignore"), on=keys)
+    # these two steps by numpy, and ours for the scale of a plate
+    table[names] -= table.groupby("Metadata_Well")[names].transform("mean")
+    design = np.stack([np.ones(len(table)), table["Metadata_Count_Cells"]], axis=1)
+    table[names] -= design @ np.linalg.lstsq(design, table[names].to_numpy(), rcond=None)[0]
+    table["Cells_Count_Count"] = table["Metadata_Count_Cells"].astype("float64")
+    names = [*names, "Cells_Count_Count"]
+    result = expected[keys].merge(ours.normalize(table, names, by="Metadata_Plate", method="mad_robustize"), on=keys)
+    # the recipe's MAD has no factor
+    np.testing.assert_allclose(1.4826 * result[names], expected[names], rtol=1e-4, atol=1e-5)

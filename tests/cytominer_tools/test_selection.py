@@ -109,3 +109,47 @@ def test_noise_removal_refuses():
 def test_infinite_values_are_named():
     with pytest.raises(InputError, match=r"infinite values in 1 feature\(s\): Cells_a"):
         variance_threshold(table().assign(Cells_a=[1.0, np.inf, 2, 3]))
+
+
+# --- why
+def test_a_reason_for_each_dropped_feature():
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(rng.normal(size=(60, 4)), columns=["Cells_a", "Cells_b", "Cells_c", "Cells_far"])
+    table["Cells_again"] = table["Cells_b"] + 0.01 * table["Cells_c"]
+    table["Cells_flat"], table["Cells_two"] = 3.0, [1.0] * 59 + [2.0]
+    table.loc[::4, "Cells_c"] = np.nan
+    table.loc[7, "Cells_far"] = -812.0
+    table["Metadata_Well"], table["Nuclei_Granularity_14_DNA"] = "A01", rng.normal(size=60)
+    operations = [
+        "variance_threshold", "frequency_threshold", "drop_na_columns", "blocklist", "drop_outliers",
+        "correlation_threshold",
+    ]  # fmt: skip
+    selected, dropped = feature_select(table, operation=operations, reasons=True)
+    pd.testing.assert_frame_equal(selected, feature_select(table, operation=operations))
+    assert {*dropped["feature"], *selected.columns} == set(table.columns)
+    why = dropped.set_index("feature")
+    one = "Cells_again" if "Cells_again" in why.index else "Cells_b"
+    other = {"Cells_again": "Cells_b", "Cells_b": "Cells_again"}[one]
+    assert why["operation"].to_dict() == {
+        "Cells_flat": "variance_threshold",
+        "Cells_two": "frequency_threshold",
+        "Cells_c": "drop_na_columns",
+        "Nuclei_Granularity_14_DNA": "blocklist",
+        "Cells_far": "drop_outliers",
+        one: "correlation_threshold",
+    }
+    reasons = why["reason"]
+    assert reasons["Cells_flat"] == "variance 0, at most 1e-06"
+    assert reasons["Cells_two"] == "its second value is 0.0169 times as frequent as its first, under 0.05"
+    assert reasons["Cells_c"] == "0.25 of its values are missing, over 0.05"
+    assert reasons["Nuclei_Granularity_14_DNA"] == "stands on the block list"
+    assert reasons["Cells_far"] == "reaches 812, over 500"
+    assert reasons[one] == f"r = 1 with {other}, over 0.9"
+    few = pd.DataFrame({"Cells_a": [1.0, 2.0] * 60, "Cells_b": rng.normal(size=120)})
+    _, dropped = feature_select(few, operation="frequency_threshold", unique_cut=0.02, reasons=True)
+    assert dropped["reason"].tolist() == ["2 different values in 120 rows, under 0.02 of them"]
+    noisy = few.assign(Metadata_Group=["a", "b"] * 60)
+    options = {"noise_removal_perturb_groups": "Metadata_Group", "noise_removal_stdev_cutoff": 0.5}
+    _, dropped = feature_select(noisy, operation="noise_removal", reasons=True, **options)
+    assert dropped["feature"].tolist() == ["Cells_b"]
+    assert dropped["reason"].str.fullmatch(r"sd [\d.]+ within perturbations, over 0\.5").all()

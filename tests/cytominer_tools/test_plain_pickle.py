@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cytominer_tools.errors import InputError
-from deepprofile.plain_pickle import read_plain
+from cytominer_tools.plain_pickle import read_plain
 
 
 def read(value, protocol=4):
