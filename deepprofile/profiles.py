@@ -1,7 +1,7 @@
 """From single cells to well profiles, spherized wells, treatments and scores: the stages after the network."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from cytominer_tools.queries import select
 from cytominer_tools.tables import read_table, write_table
 from deepprofile.features import feature_settings, plate_features
 from deepprofile.index import constant_metadata, load_index, sites_by_well
+from deepprofile.platemaps import PLATE_MAP
 from deepprofile.study import Study
 from deepprofile.work import Done, log
 
@@ -146,10 +147,11 @@ def consensus_profiles(study: Study) -> Done:
 
 
 def score_profiles(study: Study) -> Done:
-    """Write scores.csv, scores.json, selection.csv, queries_*.csv and figures to scores/MODEL/RECIPE/.
+    """Write scores.csv, scores.json, selection.csv, queries_*.csv, batch.csv and figures to scores/MODEL/RECIPE/.
 
     Wells by `scores.replicates` (the treatment by default) and treatments by `scores.labels` (the MOA), each score
-    beside its baselines on the same rows.
+    beside its baselines on the same rows; control wells by batch and position, where there are controls; strong.csv
+    with the `scores.strongest` treatments.
 
     Raises
     ------
@@ -166,21 +168,25 @@ def score_profiles(study: Study) -> Done:
         _Level("replicates", wells, NORMALIZED, study.scores.replicates or study.treatment, study.scores.exclude_same),
         _Level("treatments", treatments, CONSENSUS, study.scores.labels or study.columns.moa, ()),
     ]
+    across = {level.name: across_columns(study, level.name) for level in levels}
     levels = [level for level in levels if level.label]
     if not levels:
         raise InputError("study.yaml: nothing says which profiles match; set columns.treatment or columns.moa")
-    settings = [study.scores.model_dump(mode="json"), [level.label for level in levels], study.seed]
+    settings = [study.scores.model_dump(mode="json"), [level.label for level in levels], across, study.seed]
     done = Manifest.read(study.scores_folder, "scores")
     key = done.key([manifest.parts[CONSENSUS].key, twin_keys, settings])
     if done.is_current("scores.csv", key):
         return Done("score", 0, 1, done.parts["scores.csv"].rows, "scores")
     # one folder at once, so that nothing of an earlier run stays in it
     with study.writing(), atomic_folder(study.scores_folder) as folder:
-        scores = [_score_level(study, twin, level, folder) for level in levels]
+        scores = [_score_level(study, twin, level, across[level.name], folder) for level in levels]
         table = _stacked(levels, [found.table for found in scores])
         write_table(_stacked(levels, [found.selection for found in scores]), folder / "selection.csv")
+        _write_batches(study, folder)
+        _write_strong(study, wells, treatments, folder)
         (folder / "scores.json").write_text(table.to_json(orient="records", indent=1) + "\n", "utf-8")
-        names = (table["profiles"] + ", " + table["labels"].str.removeprefix(METADATA)).tolist()
+        named = table[["profiles", "labels", "across"]].astype(str).to_numpy().tolist()
+        names = [f"{level}, {label.removeprefix(METADATA)}{_across(columns)}" for level, label, columns in named]
         _save(score_figure(table, names=names), folder / "scores.png")
         write_table(table, folder / "scores.csv")
         Manifest(folder, "scores").record("scores.csv", key, "scores.csv", len(table))
@@ -198,13 +204,37 @@ class _Level:
     exclude: tuple[str, ...]
 
 
-def _score_level(study: Study, twin: Study | None, level: _Level, folder: Path) -> Any:
+def across_columns(study: Study, level: str) -> list[str]:
+    """The columns of `scores.across` that profiles of a level have: "replicates" or "treatments".
+
+    Raises
+    ------
+    InputError
+        study.yaml does not name the column of batches or compounds.
+    """
+    columns = {
+        "plates": PLATE,
+        "batches": study.columns.batch,
+        "layouts": PLATE_MAP,
+        "positions": WELL,
+        "compounds": study.columns.compound or study.treatment,
+    }
+    if lacking := [word for word in study.scores.across if columns[word] is None]:
+        raise InputError(f"scores.across: name the column of the {lacking[0]} in columns of study.yaml")
+    here = {"replicates": ("plates", "batches", "layouts", "positions"), "treatments": ("batches", "compounds")}[level]
+    return [str(columns[word]) for word in study.scores.across if word in here]
+
+
+def _score_level(study: Study, twin: Study | None, level: _Level, across: list[str], folder: Path) -> Any:
     from evaluation.figures import similarity_figure
 
     found = _score(study, level.profiles, level)
+    tables = [found.table, *(_score(study, level.profiles, level, name).table for name in across)]
     if twin:
-        untrained = _score(twin, read_table(twin.profiles_folder / level.file), level)
-        found.table["untrained"] = untrained.table["value"]
+        profiles = read_table(twin.profiles_folder / level.file)
+        for table, name in zip(tables, (None, *across), strict=True):
+            table["untrained"] = _score(twin, profiles, level, name).table["value"]
+    found = replace(found, table=pd.concat(tables, ignore_index=True))
     write_table(found.queries, folder / f"queries_{level.name}.csv")
     features = _features(level.profiles)
     # the median of two controls is where spherizing puts zero, and zero has no direction
@@ -218,7 +248,7 @@ def _score_level(study: Study, twin: Study | None, level: _Level, folder: Path) 
     return found
 
 
-def _score(study: Study, profiles: pd.DataFrame, level: _Level) -> Any:
+def _score(study: Study, profiles: pd.DataFrame, level: _Level, across: str | None = None) -> Any:
     from evaluation.scores import score
 
     chosen = study.scores
@@ -226,14 +256,62 @@ def _score(study: Study, profiles: pd.DataFrame, level: _Level) -> Any:
         profiles,
         labels=str(level.label),
         features=_features(profiles),
-        exclude_same=level.exclude,
-        select=chosen.select,
+        metrics=chosen.metrics,
+        exclude_same=[*level.exclude, *([across] if across else [])],
+        select=scored_rows(study),
         min_class_size=chosen.min_class_size,
         permutations=chosen.permutations,
         permute_within=PLATE if PLATE in profiles else None,
         baselines=[name for name in chosen.baselines if name != "untrained"],
         seed=study.seed,
     )
+
+
+def scored_rows(study: Study) -> str | None:
+    """The query for the profiles that `scores` asks for; None for all.
+
+    Raises
+    ------
+    InputError
+        `scores.compounds_only` without controls.
+    """
+    chosen = study.scores
+    if not chosen.compounds_only:
+        return chosen.select
+    if study.controls is None:
+        raise InputError("scores.compounds_only: say which wells are controls, in controls of study.yaml")
+    return f"not ({study.controls})" + (f" and ({chosen.select})" if chosen.select else "")
+
+
+def _write_batches(study: Study, folder: Path) -> None:
+    from deepprofile.batch_scores import batch_scores
+
+    if study.controls is None:
+        return
+    wells = read_table(study.profiles_folder / WELLS)
+    if not select(wells, study.controls).any():
+        return
+    write_table(batch_scores(study, wells, _fitted_on(study, wells), _features(wells)), folder / "batch.csv")
+
+
+def _write_strong(study: Study, wells: pd.DataFrame, treatments: pd.DataFrame, folder: Path) -> None:
+    """The treatments that lie farthest from the controls, as `export.treatments` and `train.treatments` take them."""
+    from evaluation.subsets import phenotype_strength, strongest, write_treatments
+
+    if study.scores.strongest is None:
+        return
+    if study.controls is None:
+        raise InputError("scores.strongest: say which wells are controls, in controls of study.yaml")
+    features = _features(treatments)
+    treated = treatments[~select(treatments, study.controls)].reset_index(drop=True)
+    controls = wells.loc[select(wells, study.controls), features]
+    strength = phenotype_strength(treated[features], controls)
+    chosen = strongest(strength, study.scores.strongest)
+    write_treatments(folder / "strong.csv", treated, strength, chosen, str(study.treatment))
+
+
+def _across(columns: object) -> str:
+    return f", across {columns.replace(METADATA, '')}" if isinstance(columns, str) and columns else ""
 
 
 def _features(profiles: pd.DataFrame) -> list[str]:
@@ -319,7 +397,7 @@ def score_lines(study: Study) -> list[str]:
     rows = [head]
     notes = []
     for row in table.to_dict("records"):
-        name = f"{row['profiles']} by {row['labels'].removeprefix(METADATA)}"
+        name = f"{row['profiles']} by {row['labels'].removeprefix(METADATA)}{_across(row.get('across'))}"
         rows.append([name, row["score"], *(_number(row[c]) for c in columns), f"{row['n']:,}"])
         if row["value"] <= row.get("cell_count", np.nan):
             notes.append(f"{name}, {row['score']}: no better than the cell count alone")

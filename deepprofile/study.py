@@ -32,6 +32,20 @@ STAGES = ("illumination", "locations", "crops", "models", "features", "profiles"
 SPLITS_AS_THEY_ARE = ("one", "two", "TD1", "TD2", "TD3", "cross_dose")  # nothing is drawn by a fraction
 
 
+# beside precision at R and enrichment, which are always there
+Metric = Literal[
+    "mean_average_precision",
+    "nearest",
+    "hit_s20",
+    "robust_enrichment",
+    "percent_replicating",
+    "precision_at_5",
+    "precision_at_10",
+    "recall_at_5",
+    "recall_at_10",
+]
+
+
 class Section(BaseModel, frozen=True, extra="forbid"):
     """A part of study.yaml: frozen, and unknown keys are refused."""
 
@@ -335,12 +349,17 @@ class Scores(Section):
     """The `scores` section: which profiles match, and what they are compared with."""
 
     select: str | None = None  # a pandas query: the profiles that are scored
+    compounds_only: bool = False  # the control wells are not scored
     min_class_size: int = Field(2, ge=2)
     labels: str | None = None  # the column by which treatments match; moa by default
     replicates: str | None = None  # the column by which wells match; treatment (or compound) by default
     exclude_same: tuple[str, ...] = ()  # wells that share one of these are not compared
+    # each: all scores again, of profiles that share none of these; plates, layouts, positions of wells only
+    across: tuple[Literal["plates", "batches", "layouts", "positions", "compounds"], ...] = ()
+    metrics: tuple[Metric, ...] = ("mean_average_precision", "nearest", "hit_s20", "robust_enrichment")
     baselines: tuple[Literal["permutation", "cell_count", "untrained"], ...] = ("permutation", "cell_count")
     permutations: int = Field(100, ge=1)
+    strongest: int | None = Field(None, ge=1)  # so many treatments, farthest from the controls, in strong.csv
 
 
 class Study(Section):

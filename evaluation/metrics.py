@@ -314,6 +314,14 @@ class TopPairs:
         _, i, j = self.pairs()
         return np.array([odds(*self._table(labels, i, j)) for labels in labellings], dtype=np.float64)
 
+    def robust_odds_ratios(self, labellings: Codes) -> Floats:
+        """The odds ratio for each row of `labellings`, half a pair added to each count; NaN without pairs."""
+        if not self.n_pairs:
+            return np.full(len(labellings), np.nan)
+        _, i, j = self.pairs()
+        counts = np.array([self._table(labels, i, j) for labels in labellings], dtype=np.float64) + 0.5
+        return counts[:, 0] * counts[:, 3] / (counts[:, 1] * counts[:, 2])
+
     @property
     def _too_few(self) -> bool:
         """Whether the share above the percentile is less than one pair."""
