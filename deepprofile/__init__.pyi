@@ -14,8 +14,8 @@ from .plan import plan_study as plan_study
 from .preprocess import Preprocess as Preprocess
 from .profiles import aggregate_wells as aggregate_wells
 from .profiles import consensus_profiles as consensus_profiles
+from .profiles import normalize_wells as normalize_wells
 from .profiles import score_profiles as score_profiles
-from .profiles import spherize_wells as spherize_wells
 from .registry import register as register
 from .simulator import simulate as simulate
 from .study import Study as Study

@@ -204,7 +204,7 @@ def _controls(study: Study, index: pd.DataFrame) -> Iterator[Problem]:
     if study.controls is None:
         if study.profiles.fit == "controls":
             yield Problem(
-                "study.yaml controls", "no controls to spherize by; set a pandas query, or profiles.fit to all"
+                "study.yaml controls", "no controls to learn from; set a pandas query, or profiles.fit to all"
             )
         return
     try:

@@ -1,6 +1,7 @@
-"""From single cells to well profiles, spherized wells, treatments and scores: the stages after the network."""
+"""From single cells to well profiles, normalised wells, treatments and scores: the stages after the network."""
 
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -8,22 +9,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cytominer_tools.aggregation import consensus
 from cytominer_tools.arrays import group_mean, group_median
 from cytominer_tools.columns import COUNT, METADATA, PLATE, WELL
 from cytominer_tools.errors import InputError
-from cytominer_tools.files import atomic_folder
+from cytominer_tools.files import atomic_folder, atomic_path
 from cytominer_tools.manifest import Manifest, PlateTable, digest
-from cytominer_tools.normalization import spherize
-from cytominer_tools.queries import select
 from cytominer_tools.tables import read_table, write_table
 from deepprofile.features import feature_settings, plate_features
 from deepprofile.index import constant_metadata, load_index, sites_by_well
-from deepprofile.platemaps import PLATE_MAP
+from deepprofile.recipes import Step
+from deepprofile.scoring import across_columns, across_words, batch_scores, scored_rows, write_strong
+from deepprofile.steps import Roles, features_of, run_steps, treatment_profiles
 from deepprofile.study import Study
-from deepprofile.work import Done, log
+from deepprofile.work import Done
 
-WELLS, NORMALIZED, CONSENSUS = "wells.parquet", "normalized.parquet", "consensus.parquet"
+WELLS, NORMALIZED, SELECTED, CONSENSUS = "wells.parquet", "normalized.parquet", "selected.parquet", "consensus.parquet"
 
 
 def aggregate_wells(study: Study) -> Done:
@@ -50,6 +50,10 @@ def aggregate_wells(study: Study) -> Done:
     parts = {plate: {well: tables[plate].manifest.parts[well].key for well in wells_of[plate]} for plate in plates}
     inputs = [parts, study.profiles.operation, metadata.to_json()]
     reduce = group_median if study.profiles.operation == "median" else group_mean
+
+    if _link_wells(study, digest(inputs)):
+        part = Manifest.read(study.profiles_folder, "profiles").parts[WELLS]
+        return Done("aggregate", 1, 0, part.rows, "wells", part.skipped)
 
     def make() -> tuple[pd.DataFrame, list[tuple[str, str]]]:
         rows, keys, empty = [], [], []
@@ -93,30 +97,69 @@ def feature_names(study: Study, width: int) -> list[str]:
     return [f"{model}_{channel}_{i}" for channel in study.channels for i in range(each)]
 
 
-def spherize_wells(study: Study) -> Done:
-    """Write normalized.parquet (level 4a): wells spherized over all plates at once, fitted on the control wells.
+def _link_wells(study: Study, key: str) -> bool:
+    """Take wells.parquet from another recipe of the same features, where it is current there and not here."""
+    manifest = Manifest.read(study.profiles_folder, "profiles")
+    if manifest.is_current(WELLS, key):
+        return False
+    for path in sorted(study.profiles_folder.parent.glob("*/manifest.json")):
+        other = Manifest.read(path.parent, "profiles")
+        if other.is_current(WELLS, key):
+            with study.writing(), atomic_path(study.profiles_folder / WELLS) as linked:
+                try:
+                    linked.hardlink_to(path.parent / WELLS)  # neither is ever written to, only replaced
+                except OSError:  # a file system without links
+                    shutil.copyfile(path.parent / WELLS, linked)
+            manifest.record(WELLS, key, WELLS, other.parts[WELLS].rows, other.parts[WELLS].skipped)
+            return True
+    return False
 
-    Features in which the controls do not vary are dropped first. See `cytominer_tools.spherize`.
+
+def normalize_wells(study: Study) -> Done:
+    """Write normalized.parquet (level 4a) and, where the recipe selects features at its end, selected.parquet (4b).
+
+    The steps of the recipe before its consensus, on the wells of all plates at once; see `deepprofile.recipes`.
 
     Raises
     ------
     InputError
-        There are no wells, or fewer than two to fit on.
+        There are no wells, or a step has nothing to learn from.
     """
     manifest, wells = _read(study, WELLS, "deepprofile aggregate")
+    recipe, roles = study.recipe, _roles(study)
 
-    def make() -> tuple[pd.DataFrame, list[tuple[str, str]]]:
-        result = spherize(wells, control=_fitted_on(study, wells), features=_features(wells))
-        if result.dropped:
-            fitted = "controls" if study.profiles.fit == "controls" else "wells"
-            log.info("spherize: %d features without variance among the %s are dropped", len(result.dropped), fitted)
-        return result.profiles, []
+    def normalize() -> tuple[pd.DataFrame, list[tuple[str, str]]]:
+        return run_steps(wells, recipe.of_wells, roles), []
 
-    return _write(study, "spherize", NORMALIZED, _normalized_from(study, manifest), make, "wells")
+    done = _write(study, "normalize", NORMALIZED, _normalized_from(study, manifest), normalize, "wells")
+    if not recipe.selection:
+        manifest = Manifest.read(study.profiles_folder, "profiles")
+        if manifest.parts.pop(SELECTED, None) is not None:  # of other steps under this name
+            with study.writing():
+                manifest.save()
+                (manifest.folder / SELECTED).unlink(missing_ok=True)
+        return done
+    manifest, normalized = _read(study, NORMALIZED, "deepprofile normalize")
+
+    def choose() -> tuple[pd.DataFrame, list[tuple[str, str]]]:
+        return run_steps(normalized, recipe.selection, roles), []
+
+    selected = _write(study, "normalize", SELECTED, _selected_from(study, manifest), choose, "wells")
+    made = int(done.made or selected.made)
+    return replace(selected, made=made, kept=1 - made)
+
+
+def final_wells(study: Study) -> str:
+    """The file of the wells that the consensus is made of: selected.parquet, or normalized.parquet if there is none."""
+    return SELECTED if study.recipe.selection else NORMALIZED
+
+
+def _roles(study: Study) -> Roles:
+    return Roles(study.controls, study.profiles.fit, study.columns.batch)
 
 
 def consensus_profiles(study: Study) -> Done:
-    """Write consensus.parquet (level 5): the median over the wells of each treatment and concentration.
+    """Write consensus.parquet (level 5): one profile of the wells of each treatment and concentration.
 
     Metadata that is the same in every well of a treatment is kept; Metadata_Count is the mean of its wells. A well
     whose treatment is not given is left out and reported.
@@ -124,9 +167,9 @@ def consensus_profiles(study: Study) -> Done:
     Raises
     ------
     InputError
-        There are no spherized wells, or nothing says what a treatment is.
+        There are no normalised wells, or nothing says what a treatment is.
     """
-    manifest, wells = _read(study, NORMALIZED, "deepprofile spherize")
+    manifest, wells = _read(study, final_wells(study), "deepprofile normalize")
     by = list(study.consensus)
     if not by:
         raise InputError("study.yaml: no column says what a treatment is; set columns.treatment or columns.compound")
@@ -137,7 +180,7 @@ def consensus_profiles(study: Study) -> Done:
         if treated.empty:
             raise InputError(f"no well has a {by[0]}; look at columns and at images.metadata in study.yaml")
         keep = [name for name in constant_metadata(treated, by) if name not in (PLATE, WELL, COUNT)]
-        profiles = consensus(treated, by, features=_features(wells), keep=keep)
+        profiles = treatment_profiles(treated, study.recipe.of_treatments, by, keep, _roles(study))
         counts = treated.groupby(by, dropna=False, sort=True, observed=True)[COUNT].mean().to_numpy()
         profiles.insert(len(by) + len(keep), COUNT, counts)
         left = (wells.loc[~named, PLATE] + " " + wells.loc[~named, WELL]).tolist()
@@ -161,11 +204,12 @@ def score_profiles(study: Study) -> Done:
     from evaluation.figures import score_figure
 
     manifest, treatments = _read(study, CONSENSUS, "deepprofile consensus")
-    wells = read_table(study.profiles_folder / NORMALIZED)
+    wells_file = final_wells(study)
+    wells = read_table(study.profiles_folder / wells_file)
     twin = study.untrained
     twin_keys = [_read(twin, CONSENSUS, "deepprofile run")[0].parts[CONSENSUS].key] if twin else []
     levels = [
-        _Level("replicates", wells, NORMALIZED, study.scores.replicates or study.treatment, study.scores.exclude_same),
+        _Level("replicates", wells, wells_file, study.scores.replicates or study.treatment, study.scores.exclude_same),
         _Level("treatments", treatments, CONSENSUS, study.scores.labels or study.columns.moa, ()),
     ]
     across = {level.name: across_columns(study, level.name) for level in levels}
@@ -182,11 +226,14 @@ def score_profiles(study: Study) -> Done:
         scores = [_score_level(study, twin, level, across[level.name], folder) for level in levels]
         table = _stacked(levels, [found.table for found in scores])
         write_table(_stacked(levels, [found.selection for found in scores]), folder / "selection.csv")
-        _write_batches(study, folder)
-        _write_strong(study, wells, treatments, folder)
+        batches = batch_scores(study, read_table(study.profiles_folder / WELLS))
+        if batches is not None:
+            write_table(batches, folder / "batch.csv")
+        if study.scores.strongest is not None:
+            write_strong(study, wells, treatments, folder / "strong.csv")
         (folder / "scores.json").write_text(table.to_json(orient="records", indent=1) + "\n", "utf-8")
         named = table[["profiles", "labels", "across"]].astype(str).to_numpy().tolist()
-        names = [f"{level}, {label.removeprefix(METADATA)}{_across(columns)}" for level, label, columns in named]
+        names = [f"{level}, {label.removeprefix(METADATA)}{across_words(columns)}" for level, label, columns in named]
         _save(score_figure(table, names=names), folder / "scores.png")
         write_table(table, folder / "scores.csv")
         Manifest(folder, "scores").record("scores.csv", key, "scores.csv", len(table))
@@ -204,27 +251,6 @@ class _Level:
     exclude: tuple[str, ...]
 
 
-def across_columns(study: Study, level: str) -> list[str]:
-    """The columns of `scores.across` that profiles of a level have: "replicates" or "treatments".
-
-    Raises
-    ------
-    InputError
-        study.yaml does not name the column of batches or compounds.
-    """
-    columns = {
-        "plates": PLATE,
-        "batches": study.columns.batch,
-        "layouts": PLATE_MAP,
-        "positions": WELL,
-        "compounds": study.columns.compound or study.treatment,
-    }
-    if lacking := [word for word in study.scores.across if columns[word] is None]:
-        raise InputError(f"scores.across: name the column of the {lacking[0]} in columns of study.yaml")
-    here = {"replicates": ("plates", "batches", "layouts", "positions"), "treatments": ("batches", "compounds")}[level]
-    return [str(columns[word]) for word in study.scores.across if word in here]
-
-
 def _score_level(study: Study, twin: Study | None, level: _Level, across: list[str], folder: Path) -> Any:
     from evaluation.figures import similarity_figure
 
@@ -236,7 +262,7 @@ def _score_level(study: Study, twin: Study | None, level: _Level, across: list[s
             table["untrained"] = _score(twin, profiles, level, name).table["value"]
     found = replace(found, table=pd.concat(tables, ignore_index=True))
     write_table(found.queries, folder / f"queries_{level.name}.csv")
-    features = _features(level.profiles)
+    features = features_of(level.profiles)
     # the median of two controls is where spherizing puts zero, and zero has no direction
     drawn = level.profiles[(level.profiles[features] != 0).any(axis=1)]
     if len(drawn) > 1:
@@ -255,7 +281,7 @@ def _score(study: Study, profiles: pd.DataFrame, level: _Level, across: str | No
     return score(
         profiles,
         labels=str(level.label),
-        features=_features(profiles),
+        features=features_of(profiles),
         metrics=chosen.metrics,
         exclude_same=[*level.exclude, *([across] if across else [])],
         select=scored_rows(study),
@@ -267,80 +293,14 @@ def _score(study: Study, profiles: pd.DataFrame, level: _Level, across: str | No
     )
 
 
-def scored_rows(study: Study) -> str | None:
-    """The query for the profiles that `scores` asks for; None for all.
-
-    Raises
-    ------
-    InputError
-        `scores.compounds_only` without controls.
-    """
-    chosen = study.scores
-    if not chosen.compounds_only:
-        return chosen.select
-    if study.controls is None:
-        raise InputError("scores.compounds_only: say which wells are controls, in controls of study.yaml")
-    return f"not ({study.controls})" + (f" and ({chosen.select})" if chosen.select else "")
-
-
-def _write_batches(study: Study, folder: Path) -> None:
-    from deepprofile.batch_scores import batch_scores
-
-    if study.controls is None:
-        return
-    wells = read_table(study.profiles_folder / WELLS)
-    if not select(wells, study.controls).any():
-        return
-    write_table(batch_scores(study, wells, _fitted_on(study, wells), _features(wells)), folder / "batch.csv")
-
-
-def _write_strong(study: Study, wells: pd.DataFrame, treatments: pd.DataFrame, folder: Path) -> None:
-    """The treatments that lie farthest from the controls, as `export.treatments` and `train.treatments` take them."""
-    from evaluation.subsets import phenotype_strength, strongest, write_treatments
-
-    if study.scores.strongest is None:
-        return
-    if study.controls is None:
-        raise InputError("scores.strongest: say which wells are controls, in controls of study.yaml")
-    features = _features(treatments)
-    treated = treatments[~select(treatments, study.controls)].reset_index(drop=True)
-    controls = wells.loc[select(wells, study.controls), features]
-    strength = phenotype_strength(treated[features], controls)
-    chosen = strongest(strength, study.scores.strongest)
-    write_treatments(folder / "strong.csv", treated, strength, chosen, str(study.treatment))
-
-
-def _across(columns: object) -> str:
-    return f", across {columns.replace(METADATA, '')}" if isinstance(columns, str) and columns else ""
-
-
-def _features(profiles: pd.DataFrame) -> list[str]:
-    return [name for name in map(str, profiles.columns) if not name.startswith(METADATA)]
-
-
-def _fitted_on(study: Study, wells: pd.DataFrame) -> pd.Series:
-    if study.profiles.fit == "all":
-        if len(wells) < 2:
-            raise InputError("there is one well with cells; spherizing needs two to learn from")
-        return pd.Series(True, index=wells.index, name="profiles.fit")
-    if study.controls is None:
-        raise InputError(
-            "study.yaml names no controls to spherize by; set controls to a query such as "
-            "\"Metadata_Compound == 'DMSO'\", or profiles.fit to all"
-        )
-    control = select(wells, study.controls).rename("controls")
-    if not control.any():
-        raise InputError(f"no well is a control by {study.controls!r}; mend controls, or set profiles.fit to all")
-    if control.sum() < 2:
-        raise InputError("one control well has cells; spherizing needs two; set profiles.fit to all")
-    return control
-
-
 def _read(study: Study, name: str, command: str) -> tuple[Manifest, pd.DataFrame]:
     manifest = Manifest.read(study.profiles_folder, "profiles")
-    manifest.require([name], {}, command)
-    for table, made_from in (NORMALIZED, _normalized_from), (CONSENSUS, _consensus_from):
-        if name in (table, CONSENSUS) and manifest.parts[table].key != digest(made_from(study, manifest)):
+    chain = [WELLS, NORMALIZED, *([SELECTED] if study.recipe.selection else []), CONSENSUS]
+    chain = chain[: chain.index(name) + 1]
+    manifest.require(chain, {}, command)
+    made_from = {NORMALIZED: _normalized_from, SELECTED: _selected_from, CONSENSUS: _consensus_from}
+    for table in chain[1:]:
+        if manifest.parts[table].key != digest(made_from[table](study, manifest)):
             raise InputError(
                 f"{manifest.folder / table} was made from other profiles or under other settings; run `deepprofile run`"
             )
@@ -348,11 +308,21 @@ def _read(study: Study, name: str, command: str) -> tuple[Manifest, pd.DataFrame
 
 
 def _normalized_from(study: Study, manifest: Manifest) -> list[Any]:
-    return [manifest.parts[WELLS].key, study.controls, study.profiles.fit]
+    return [manifest.parts[WELLS].key, _said(study, study.recipe.of_wells)]
+
+
+def _selected_from(study: Study, manifest: Manifest) -> list[Any]:
+    return [manifest.parts[NORMALIZED].key, _said(study, study.recipe.selection)]
 
 
 def _consensus_from(study: Study, manifest: Manifest) -> list[Any]:
-    return [manifest.parts[NORMALIZED].key, list(study.consensus)]
+    steps = _said(study, study.recipe.of_treatments)
+    return [manifest.parts[final_wells(study)].key, list(study.consensus), steps]
+
+
+def _said(study: Study, steps: Iterable[Step]) -> list[Any]:
+    """What `steps` do in this study, as JSON values."""
+    return [_roles(study).resolved(step) for step in steps]
 
 
 def _write(
@@ -397,7 +367,7 @@ def score_lines(study: Study) -> list[str]:
     rows = [head]
     notes = []
     for row in table.to_dict("records"):
-        name = f"{row['profiles']} by {row['labels'].removeprefix(METADATA)}{_across(row.get('across'))}"
+        name = f"{row['profiles']} by {row['labels'].removeprefix(METADATA)}{across_words(row.get('across'))}"
         rows.append([name, row["score"], *(_number(row[c]) for c in columns), f"{row['n']:,}"])
         if row["value"] <= row.get("cell_count", np.nan):
             notes.append(f"{name}, {row['score']}: no better than the cell count alone")

@@ -196,12 +196,13 @@ _devices_option = click.option("--devices", metavar="N,N,..", help="A process fo
 _model_option = click.option(
     "--model", help="A folder in features/, such as MODEL-epoch8; by default that of profile in study.yaml."
 )
-_AFTER = ("aggregate", "spherize", "consensus", "score")  # of a set of features
+_recipe_option = click.option("--recipe", help="One of profiles.recipe, or another; by default all of profiles.recipe.")
+_AFTER = ("aggregate", "normalize", "consensus", "score")  # of a set of features
 _OPTIONS = {
     "locate": (_preview_option, _part_option),
     "export": (_format_option, _part_option),
     "profile": (_epoch_option, _part_option, _devices_option),
-    **dict.fromkeys(_AFTER, (_model_option,)),
+    **dict.fromkeys(_AFTER, (_model_option, _recipe_option)),
 }
 
 
@@ -218,11 +219,14 @@ def _stage(name: str, module: str, function: str, doc: str) -> None:
             path = str(preview_study(_study(study)))
             click.echo(json.dumps({"preview": path}) if as_json else f"{path}: look at it; no cells were written")
             return
-        settings, model = _stage_settings(chosen), chosen.get("model")
+        settings, model, recipe = _stage_settings(chosen), chosen.get("model"), chosen.get("recipe")
         if reads_images:
             settings["strict"] = strict
         read = _study(study)
+        read = read.with_recipe(recipe) if recipe else read
         sets = (read.with_features(model),) if model else read.feature_sets if name in _AFTER else (read,)
+        if name in _AFTER:
+            sets = tuple(one for features in sets for one in features.recipe_sets)
         with _quiet_keras() if module in ("features", "training") and "devices" not in settings else _nothing():
             place, called = module, function
             if chosen.get("layout") == "png":
@@ -283,7 +287,7 @@ for _name, _module, _function, _doc in (
     ("train", "training", "train_network", "Train a network to tell treatments apart."),
     ("profile", "features", "profile_cells", "Turn each cell into features by a network."),
     ("aggregate", "profiles", "aggregate_wells", "Make well profiles of single cells."),
-    ("spherize", "profiles", "spherize_wells", "Spherize the wells by the controls."),
+    ("normalize", "profiles", "normalize_wells", "Normalise the wells, as the recipe says."),
     ("consensus", "profiles", "consensus_profiles", "Make treatment profiles of wells."),
     ("score", "profiles", "score_profiles", "Score the profiles beside their baselines."),
 ):
@@ -442,14 +446,15 @@ def _reasons(left: list[tuple[str, str]]) -> list[str]:
 def _show_scores(study: "Study") -> None:
     from deepprofile.profiles import score_lines
 
-    for one in study.feature_sets:
+    sets = [one for features in study.feature_sets for one in features.recipe_sets]
+    for one in sets:
         click.echo("")
         click.echo("\n".join(score_lines(one)))
     click.echo("\nFiles, in " + str(study.root))
-    for one in study.feature_sets:
-        for folder in (one.features, one.profiles_folder, one.scores_folder):
-            names = sorted(p.name for p in folder.iterdir() if p.name != "manifest.json")
-            click.echo(f"  {folder.relative_to(study.root).as_posix()}/: {', '.join(names)}")
+    folders = dict.fromkeys(f for one in sets for f in (one.features, one.profiles_folder, one.scores_folder))
+    for folder in folders:
+        names = sorted(p.name for p in folder.iterdir() if p.name != "manifest.json")
+        click.echo(f"  {folder.relative_to(study.root).as_posix()}/: {', '.join(names)}")
 
 
 @contextmanager

@@ -1,0 +1,158 @@
+"""What the steps of a recipe do to a table of profiles."""
+
+import functools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pandas as pd
+
+from cytominer_tools import aggregation, normalization, selection
+from cytominer_tools.columns import METADATA, PLATE
+from cytominer_tools.errors import InputError
+from cytominer_tools.queries import select
+from deepprofile.recipes import AnyStep, Normalize, Scope, Select, Spherize, Step
+from deepprofile.work import log
+
+
+@dataclass(frozen=True)
+class Roles:
+    """What the words of a recipe mean in a table.
+
+    Parameters
+    ----------
+    controls : str, optional
+        A pandas query that picks the control wells.
+    fit : "controls" or "all"
+        The wells that a step learns from where it does not say.
+    batch : str, optional
+        The column of the batch.
+    """
+
+    controls: str | None = None
+    fit: Literal["controls", "all"] = "controls"
+    batch: str | None = None
+
+    def columns(self, by: Scope) -> list[str]:
+        """The columns whose values together are the scope `by`; none for all rows at once."""
+        if by == "all":
+            return []
+        if by == "plate":
+            return [PLATE]
+        if by == "batch":
+            if self.batch is None:
+                raise InputError("a step is `by: batch`, and nothing says what a batch is; set columns.batch")
+            return [self.batch]
+        return [by] if isinstance(by, str) else list(by)
+
+    def samples(self, fit: str | None) -> str:
+        """The query for the wells that are learnt from, or "all"."""
+        if (fit or self.fit) == "all":
+            return "all"
+        if self.controls is None:
+            raise InputError(
+                "study.yaml names no controls to learn from; set controls to a query such as "
+                "\"Metadata_Compound == 'DMSO'\", or profiles.fit to all"
+            )
+        return self.controls
+
+    def resolved(self, step: Step) -> dict[str, Any]:
+        """What `step` does, with the columns and the query that its words stand for; JSON values."""
+        said = step.model_dump(mode="json")
+        if "by" in said:
+            said["by"] = self.columns(said["by"])
+        if "fit" in said:
+            said["fit"] = self.samples(said["fit"])
+        return said
+
+
+def features_of(profiles: pd.DataFrame) -> list[str]:
+    """The columns of `profiles` that are features: those without ``Metadata_``."""
+    return [name for name in map(str, profiles.columns) if not name.startswith(METADATA)]
+
+
+def run_steps(profiles: pd.DataFrame, steps: Iterable[AnyStep], roles: Roles) -> pd.DataFrame:
+    """`profiles` after all `steps`, none of them a consensus; rows and metadata stay as they are.
+
+    Raises
+    ------
+    InputError
+        What a step cannot do, with the words of its function.
+    """
+    for step in steps:
+        before = features_of(profiles)
+        profiles = run_step(step, profiles, roles)
+        kept = set(features_of(profiles))
+        if dropped := [name for name in before if name not in kept]:
+            log.info("%s: %d of %d features are dropped", step.step, len(dropped), len(before))
+    return profiles
+
+
+@functools.singledispatch
+def run_step(step: Step, profiles: pd.DataFrame, roles: Roles) -> pd.DataFrame:
+    """`profiles` after one `step`."""
+    raise TypeError(f"{type(step).__name__} is no step on a table")
+
+
+@run_step.register
+def _(step: Normalize, profiles: pd.DataFrame, roles: Roles) -> pd.DataFrame:
+    return normalization.normalize(
+        profiles,
+        features_of(profiles),
+        samples=roles.samples(step.fit),
+        method=step.method,
+        by=roles.columns(step.by),
+    )
+
+
+@run_step.register
+def _(step: Spherize, profiles: pd.DataFrame, roles: Roles) -> pd.DataFrame:
+    control = _control(roles.samples(step.fit), profiles)
+    result = normalization.spherize(
+        profiles, control=control, features=features_of(profiles), method=step.method, ridge=step.ridge
+    )
+    return result.profiles
+
+
+@run_step.register
+def _(step: Select, profiles: pd.DataFrame, roles: Roles) -> pd.DataFrame:
+    return selection.feature_select(
+        profiles,
+        features_of(profiles),
+        operation=list(step.operation),
+        min_variance=step.min_variance,
+        freq_cut=step.freq_cut,
+        unique_cut=step.unique_cut,
+        corr_threshold=step.corr_threshold,
+        na_cutoff=step.na_cutoff,
+        outlier_cutoff=step.outlier_cutoff,
+    )
+
+
+def treatment_profiles(
+    wells: pd.DataFrame, steps: Sequence[AnyStep], by: list[str], keep: list[str], roles: Roles
+) -> pd.DataFrame:
+    """The profile of each treatment: `by`, `keep` and features, after a consensus step and those that follow it."""
+    first, *rest = steps
+    features = features_of(wells)
+    if first.step == "consensus" and first.operation != "modz":
+        profiles = aggregation.consensus(wells, by, first.operation, features, keep=keep)
+    else:
+        keys = aggregation.aggregate(wells, by, features[:1], keep=keep)[[*by, *keep]]
+        profiles = aggregation.consensus(wells, by, "modz", features)
+        profiles = pd.concat([keys, profiles[features]], axis=1)
+    return run_steps(profiles, rest, roles)
+
+
+def _control(samples: str, profiles: pd.DataFrame) -> pd.Series:
+    """Which rows are learnt from, at least two."""
+    if samples == "all":
+        if len(profiles) < 2:
+            raise InputError("there is one well with cells; spherizing needs two to learn from")
+        return pd.Series(True, index=profiles.index, name="profiles.fit")
+    control = select(profiles, samples).rename("controls")
+    if not control.any():
+        raise InputError(f"no well is a control by {samples!r}; mend controls, or set profiles.fit to all")
+    if control.sum() < 2:
+        raise InputError("one control well has cells; spherizing needs two; set profiles.fit to all")
+    return control
