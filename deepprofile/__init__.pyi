@@ -1,4 +1,5 @@
 from .checks import check_study as check_study
+from .compare import compare_studies as compare_studies
 from .crop_store import Crops as Crops
 from .deepprofiler_crops import export_png as export_png
 from .deepprofiler_npz import export_npz as export_npz

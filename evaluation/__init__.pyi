@@ -5,6 +5,8 @@ from .clusters import class_similarity as class_similarity
 from .clusters import cluster as cluster
 from .clusters import cluster_enrichment as cluster_enrichment
 from .clusters import cluster_table as cluster_table
+from .comparison import compare_runs as compare_runs
+from .comparison import comparison_figure as comparison_figure
 from .curves import enrichment_curve as enrichment_curve
 from .curves import hit_curve as hit_curve
 from .curves import match_ranks as match_ranks

@@ -295,6 +295,31 @@ for _name, _module, _function, _doc in (
 
 
 @main.command()
+@click.argument("studies", metavar="STUDY...", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--profiles", metavar="NAME=FILE", multiple=True, help="Profiles from elsewhere; may be repeated.")
+@click.option(
+    "--level",
+    type=click.Choice(["treatments", "replicates"]),
+    help="Treatments by MOA, or wells by treatment; by default treatments where a MOA is known.",
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Where to; by default scores/ of the first study.")
+@click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")
+def compare(studies: tuple[Path, ...], profiles: tuple[str, ...], level: Any, out: Path | None, as_json: bool) -> None:
+    """Score all runs of some studies on the same profiles: one table, intervals, paired tests, curves."""
+    read = [_study(path) for path in studies or (Path("."),)]
+    from deepprofile.compare import compare_studies
+
+    named = dict(one.partition("=")[::2] for one in profiles)
+    if bad := [one for one in profiles if "=" not in one]:
+        raise InputError(f"--profiles {bad[0]}: expected NAME=FILE")
+    found = compare_studies(read, profiles=named, level=level, out=out)
+    if as_json:
+        click.echo((found.folder / "compare.json").read_text("utf-8"), nl=False)
+    else:
+        click.echo("\n".join([*found.lines(), f"{found.folder}: compare.csv, compare.json, compare.png"]))
+
+
+@main.command()
 @click.argument("study", type=click.Path(path_type=Path))
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option(
