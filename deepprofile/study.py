@@ -653,13 +653,25 @@ def read_study(path: str | Path) -> Study:
     path = Path(path)
     path = (path / NAME if path.is_dir() or path.suffix not in (".yaml", ".yml") else path).resolve()
     found = read_yaml(path)
+    return study_from(path, found)
+
+
+def study_from(path: Path, found: dict[str, Any], *, said: str | None = None) -> Study:
+    """The study of the study.yaml at `path` with the settings `found`, where they are not (only) those of the file.
+
+    Raises
+    ------
+    InputError
+        It lists every key that is unknown or wrong, after `said`, by default the path.
+    """
+    said = said or str(path)
     if "root" in found:
-        raise InputError(f"{path}: unknown key root; image paths start from images.root")
+        raise InputError(f"{said}: unknown key root; image paths start from images.root")
     try:
         return Study.model_validate({"root": path.parent, **found})  # a key may be a number
     except ValidationError as bad:
         rows = [f"{_place(e['loc'])}: {_words(e)}" for e in bad.errors()]
-        raise InputError("\n  ".join([f"{path} has {len(rows)} problem(s)", *rows])) from None
+        raise InputError("\n  ".join([f"{said} has {len(rows)} problem(s)", *rows])) from None
 
 
 def template_fields(key: str, template: str, known: Sequence[str]) -> set[str]:

@@ -198,7 +198,14 @@ _model_option = click.option(
 )
 _recipe_option = click.option("--recipe", help="One of profiles.recipe, or another; by default all of profiles.recipe.")
 _AFTER = ("aggregate", "normalize", "consensus", "score")  # of a set of features
+_sweep_option = click.option(
+    "--sweep",
+    type=click.Path(path_type=Path),
+    help="A YAML file with lists of values, such as `train.batch: [32, 64]`: a training for each combination, and "
+    "the table of all.",
+)
 _OPTIONS = {
+    "train": (_sweep_option,),
     "locate": (_preview_option, _part_option),
     "export": (_format_option, _part_option),
     "profile": (_epoch_option, _part_option, _devices_option),
@@ -218,6 +225,9 @@ def _stage(name: str, module: str, function: str, doc: str) -> None:
 
             path = str(preview_study(_study(study)))
             click.echo(json.dumps({"preview": path}) if as_json else f"{path}: look at it; no cells were written")
+            return
+        if chosen.get("sweep"):
+            _sweep(_study(study), chosen["sweep"], as_json)
             return
         settings, model, recipe = _stage_settings(chosen), chosen.get("model"), chosen.get("recipe")
         if reads_images:
@@ -260,6 +270,17 @@ def _stage_settings(chosen: dict[str, Any]) -> dict[str, Any]:
             raise InputError(f"--epoch {chosen['epoch']}: expected numbers from 1, such as 8,16,25")
         settings["epochs"] = [int(one) for one in epochs]
     return settings
+
+
+def _sweep(study: "Study", path: Path, as_json: bool) -> None:
+    with _quiet_keras():
+        from deepprofile.sweep import run_sweep
+    from deepprofile.compare import compare_studies
+
+    _report(run_sweep(study, path), as_json)
+    found = compare_studies([study])
+    if not as_json:
+        click.echo("\n".join(["", *found.lines(), f"{found.folder}: compare.csv, compare.json, compare.png"]))
 
 
 @main.command()
