@@ -9,6 +9,7 @@ from .features import profile_cells as profile_cells
 from .index import load_index as load_index
 from .intensities import measure_intensities as measure_intensities
 from .locations import locate_cells as locate_cells
+from .neighbours import find_neighbours as find_neighbours
 from .networks import build_network as build_network
 from .pipeline import run_study as run_study
 from .plan import plan_study as plan_study

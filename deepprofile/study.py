@@ -27,7 +27,7 @@ _WIDTH = re.compile(r"^(?:0?[<>])?(?:[1-9]\d?)?s?$")  # {site:0>2} is 01
 _EPOCH = re.compile(r"-epoch\d+(?=-|$)")  # in the name of a set of features
 WEIGHTS = (".keras", ".weights.h5", ".h5", ".hdf5")
 # folders that stages write to
-STAGES = ("illumination", "locations", "crops", "models", "features", "profiles", "scores")
+STAGES = ("illumination", "locations", "crops", "models", "features", "profiles", "scores", "neighbours")
 
 
 SPLITS_AS_THEY_ARE = ("one", "two", "TD1", "TD2", "TD3", "cross_dose")  # nothing is drawn by a fraction

@@ -20,6 +20,10 @@ from .metrics import enrichment as enrichment
 from .metrics import precision_at_r as precision_at_r
 from .nearest import moa_accuracy as moa_accuracy
 from .nearest import nearest_class as nearest_class
+from .neighbours import class_calls as class_calls
+from .neighbours import nearest_profiles as nearest_profiles
+from .neighbours import target_ranks as target_ranks
+from .neighbours import unrelated_similarities as unrelated_similarities
 from .operations import evaluate as evaluate
 from .precision import average_precision as average_precision
 from .precision import mean_average_precision as mean_average_precision

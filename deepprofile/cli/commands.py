@@ -341,6 +341,42 @@ def compare(studies: tuple[Path, ...], profiles: tuple[str, ...], level: Any, ou
 
 
 @main.command()
+@study_argument
+@click.option("--of", help="A treatment, or a file of profiles; by default all treatments.")
+@click.option("-k", default=10, show_default=True, type=click.IntRange(min=1), help="Neighbours of each.")
+@click.option("--reverse", is_flag=True, help="The most opposite instead: what undoes a phenotype.")
+@click.option("--among", type=click.Path(path_type=Path), help="Look among the profiles of this file, such as genes.")
+@click.option("--targets", help="With --among: the column that names the known targets of a treatment.")
+@_model_option
+@_recipe_option
+@click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON.")
+def neighbours(
+    study: Path,
+    of: str | None,
+    k: int,
+    reverse: bool,
+    among: Path | None,
+    targets: str | None,
+    model: str | None,
+    recipe: str | None,
+    as_json: bool,
+) -> None:
+    """Find the treatments most like one, or most opposite to it, and call the MOA of those without."""
+    from deepprofile.neighbours import find_neighbours
+
+    read = _study(study)
+    read = read.with_features(model) if model else read.feature_sets[0]
+    read = read.with_recipe(recipe or read.profiles.recipes[0])
+    found = find_neighbours(read, of, k=k, reverse=reverse, among=among, targets=targets)
+    if as_json:
+        click.echo((found.folder / "neighbours.json").read_text("utf-8"), nl=False)
+    else:
+        click.echo(
+            "\n".join([*found.lines(), f"{found.folder}: {', '.join(sorted(p.name for p in found.folder.iterdir()))}"])
+        )
+
+
+@main.command()
 @click.argument("study", type=click.Path(path_type=Path))
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option(
