@@ -155,7 +155,7 @@ def final_wells(study: Study) -> str:
 
 
 def _roles(study: Study) -> Roles:
-    return Roles(study.controls, study.profiles.fit, study.columns.batch)
+    return Roles(study.controls, study.profiles.fit, study.columns.batch, study.root)
 
 
 def consensus_profiles(study: Study) -> Done:

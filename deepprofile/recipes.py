@@ -19,6 +19,7 @@ class Normalize(Step):
     """Each feature for itself, against the wells that it learns from."""
 
     step: Literal["normalize"] = "normalize"
+    # inverse_normal goes by rank
     method: Literal["standardize", "robustize", "mad_robustize", "inverse_normal"]
     by: Scope = "all"  # all wells at once; each plate; each batch; or each value of a column
     fit: Fit = None
@@ -62,6 +63,43 @@ class Select(Step):
         return {**value, "operation": [value["operation"]]} if one else value
 
 
+class Pca(Step):
+    """Principal components in place of the features, strongest first."""
+
+    step: Literal["pca"] = "pca"
+    components: int = Field(64, ge=1)  # at most as many as there are
+    fit: Fit = None
+
+
+class Correct(Step):
+    """What batches, well positions or cell counts put into the features is taken out: `cytominer_tools.correct`."""
+
+    step: Literal["correct"] = "correct"
+    method: Literal["tvn", "combat", "harmony", "well_position", "cell_count", "median_polish"]
+    by: Scope = "batch"  # of tvn, combat and harmony; median_polish goes by plate
+    fit: Fit = None
+    components: int | None = Field(None, ge=1)  # of tvn
+
+    @model_validator(mode="after")
+    def _keys_of_a_method(self) -> "Correct":
+        batched = self.method in ("tvn", "combat", "harmony")
+        if not batched and "by" in self.model_fields_set:
+            raise ValueError(f"by: {self.method} has a scope of its own; leave it out")
+        if self.method != "tvn" and self.components is not None:
+            raise ValueError("components belongs to the method tvn; leave it out, or put a step pca before")
+        if self.method == "harmony" and self.fit == "controls":
+            raise ValueError("fit: harmony goes by all wells; leave it out")
+        return self
+
+
+class Concatenate(Step):
+    """Features of another table beside those of the network, joined by plate and well, each set scaled to one size."""
+
+    step: Literal["concatenate"] = "concatenate"
+    table: str  # relative to study.yaml
+    fit: Fit = None
+
+
 class Consensus(Step):
     """One profile for each treatment: its wells in one."""
 
@@ -84,9 +122,10 @@ def _tagged(value: Any) -> Any:
     raise ValueError(f"expected a step such as `consensus`, or `spherize: {{ridge: 1}}`, got {str(value)[:60]!r}")
 
 
-STEPS: tuple[type[Step], ...] = (Normalize, Spherize, Select, Consensus)
+STEPS: tuple[type[Step], ...] = (Normalize, Spherize, Select, Pca, Correct, Concatenate, Consensus)
 AnyStep = Annotated[
-    Annotated[Normalize | Spherize | Select | Consensus, Field(discriminator="step")], BeforeValidator(_tagged)
+    Annotated[Normalize | Spherize | Select | Pca | Correct | Concatenate | Consensus, Field(discriminator="step")],
+    BeforeValidator(_tagged),
 ]
 
 
@@ -148,6 +187,36 @@ BUILT_IN: Mapping[str, Recipe] = {
             _SELECT,
             "consensus",
             {"select": {"operation": "drop_outliers", "outlier_cutoff": 40}},
+        ],
+        # as broadinstitute/jump-profiling-recipe has them for compounds and for ORFs; Arevalo et al. 2024,
+        # doi:10.1038/s41467-024-50613-5. Harmony runs on components there too
+        "jump-compound": [
+            {"select": {"operation": ["drop_na_columns", "variance_threshold"], "na_cutoff": 0}},
+            {"normalize": {"method": "mad_robustize", "by": "plate"}},
+            {"select": {"operation": "drop_na_columns", "na_cutoff": 0}},
+            {"normalize": {"method": "inverse_normal", "fit": "all"}},
+            {"select": {"operation": ["variance_threshold", "correlation_threshold", "blocklist"]}},
+            {"pca": {"components": 64, "fit": "all"}},
+            {"correct": {"method": "harmony", "by": "plate"}},
+            "consensus",
+        ],
+        "jump-orf": [
+            {"select": {"operation": ["drop_na_columns", "variance_threshold"], "na_cutoff": 0}},
+            {"correct": {"method": "well_position", "fit": "all"}},
+            {"correct": {"method": "cell_count", "fit": "all"}},
+            {"normalize": {"method": "mad_robustize", "by": "plate", "fit": "all"}},
+            {"select": {"operation": ["drop_na_columns", "drop_outliers"], "na_cutoff": 0, "outlier_cutoff": 100}},
+            {"select": {"operation": ["variance_threshold", "correlation_threshold", "blocklist"]}},
+            {"spherize": {"ridge": 1.0}},
+            {"pca": {"components": 64, "fit": "all"}},
+            {"correct": {"method": "harmony", "by": "plate"}},
+            "consensus",
+        ],
+        "plate-pca": [
+            {"normalize": {"method": "standardize", "by": "plate", "fit": "all"}},
+            {"pca": {"components": 64, "fit": "all"}},
+            {"normalize": {"method": "mad_robustize", "by": "plate", "fit": "all"}},
+            "consensus",
         ],
     }.items()
 }

@@ -3,15 +3,20 @@
 import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
 
-from cytominer_tools import aggregation, normalization, selection
+from cytominer_tools import aggregation, correction, normalization, selection
+from cytominer_tools.batches import PerBatch
 from cytominer_tools.columns import METADATA, PLATE
+from cytominer_tools.concatenation import concatenate
 from cytominer_tools.errors import InputError
+from cytominer_tools.manifest import fingerprint
 from cytominer_tools.queries import select
-from deepprofile.recipes import AnyStep, Normalize, Scope, Select, Spherize, Step
+from cytominer_tools.transformers import PCA, InverseNormal
+from deepprofile.recipes import AnyStep, Concatenate, Correct, Normalize, Pca, Scope, Select, Spherize, Step
 from deepprofile.work import log
 
 
@@ -27,11 +32,14 @@ class Roles:
         The wells that a step learns from where it does not say.
     batch : str, optional
         The column of the batch.
+    root : Path
+        Where the paths of tables start.
     """
 
     controls: str | None = None
     fit: Literal["controls", "all"] = "controls"
     batch: str | None = None
+    root: Path = Path()
 
     def columns(self, by: Scope) -> list[str]:
         """The columns whose values together are the scope `by`; none for all rows at once."""
@@ -63,6 +71,8 @@ class Roles:
             said["by"] = self.columns(said["by"])
         if "fit" in said:
             said["fit"] = self.samples(said["fit"])
+        if isinstance(step, Concatenate):
+            said["made"] = fingerprint([self.root / step.table], self.root)
         return said
 
 
@@ -96,6 +106,9 @@ def run_step(step: Step, profiles: pd.DataFrame, roles: Roles) -> pd.DataFrame:
 
 @run_step.register
 def _(step: Normalize, profiles: pd.DataFrame, roles: Roles) -> pd.DataFrame:
+    if step.method == "inverse_normal":
+        transformer, batch = InverseNormal(), roles.columns(step.by)
+        return _transformed(step, profiles, PerBatch(transformer) if batch else transformer, roles, batch)
     return normalization.normalize(
         profiles,
         features_of(profiles),
@@ -112,6 +125,29 @@ def _(step: Spherize, profiles: pd.DataFrame, roles: Roles) -> pd.DataFrame:
         profiles, control=control, features=features_of(profiles), method=step.method, ridge=step.ridge
     )
     return result.profiles
+
+
+@run_step.register
+def _(step: Pca, profiles: pd.DataFrame, roles: Roles) -> pd.DataFrame:
+    return _transformed(step, profiles, PCA(step.components), roles, [])
+
+
+@run_step.register
+def _(step: Correct, profiles: pd.DataFrame, roles: Roles) -> pd.DataFrame:
+    batched = step.method in ("tvn", "combat", "harmony")
+    return correction.correct(
+        profiles,
+        step.method,
+        features=features_of(profiles),
+        samples="all" if step.method == "harmony" else roles.samples(step.fit),
+        batch=roles.columns(step.by) if batched else (),
+        n_components=step.components,
+    )
+
+
+@run_step.register
+def _(step: Concatenate, profiles: pd.DataFrame, roles: Roles) -> pd.DataFrame:
+    return concatenate([profiles, roles.root / step.table], samples=roles.samples(step.fit))
 
 
 @run_step.register
@@ -142,6 +178,15 @@ def treatment_profiles(
         profiles = aggregation.consensus(wells, by, "modz", features)
         profiles = pd.concat([keys, profiles[features]], axis=1)
     return run_steps(profiles, rest, roles)
+
+
+def _transformed(
+    step: Normalize | Pca, profiles: pd.DataFrame, transformer: Any, roles: Roles, batch: list[str]
+) -> pd.DataFrame:
+    samples = roles.samples(step.fit)
+    return correction.transform_profiles(
+        profiles, transformer, features=features_of(profiles), samples=samples, batch=batch
+    ).profiles
 
 
 def _control(samples: str, profiles: pd.DataFrame) -> pd.Series:
