@@ -18,6 +18,7 @@ from .profiles import aggregate_wells as aggregate_wells
 from .profiles import consensus_profiles as consensus_profiles
 from .profiles import normalize_wells as normalize_wells
 from .profiles import score_profiles as score_profiles
+from .recipe_search import search_recipes as search_recipes
 from .registry import register as register
 from .simulator import simulate as simulate
 from .study import Study as Study

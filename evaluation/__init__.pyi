@@ -24,6 +24,7 @@ from .neighbours import class_calls as class_calls
 from .neighbours import nearest_profiles as nearest_profiles
 from .neighbours import target_ranks as target_ranks
 from .neighbours import unrelated_similarities as unrelated_similarities
+from .nested import nested_search as nested_search
 from .operations import evaluate as evaluate
 from .precision import average_precision as average_precision
 from .precision import mean_average_precision as mean_average_precision

@@ -376,6 +376,28 @@ def neighbours(
         )
 
 
+@main.group()
+def recipe() -> None:
+    """Choose among recipes."""
+
+
+@recipe.command()
+@stage_options
+@_model_option
+@click.option("--recipe", "names", multiple=True, help="Only these; by default the built-in ones and the study's own.")
+@click.option("--folds", default=5, show_default=True, type=click.IntRange(min=2), help="Of the compounds.")
+def search(study: Path, model: str | None, names: tuple[str, ...], folds: int, as_json: bool) -> None:
+    """Rank recipes, and score the winner on compounds that had no say in the choice."""
+    from deepprofile.recipe_search import search_recipes
+
+    read = _study(study)
+    found = search_recipes(read.with_features(model) if model else read.feature_sets[0], names, folds=folds)
+    if as_json:
+        click.echo(found.path.with_suffix(".json").read_text("utf-8"), nl=False)
+    else:
+        click.echo("\n".join([*found.lines(), f"{found.path}: the table; its splits in recipes.json"]))
+
+
 @main.command()
 @click.argument("study", type=click.Path(path_type=Path))
 @click.argument("folder", type=click.Path(path_type=Path))
