@@ -84,7 +84,7 @@ def nested_search(
     if not 2 <= folds <= count or repeats < 1:
         raise InputError(f"folds={folds}, repeats={repeats}: expected 2 to {count} (compounds), and 1 or more")
     whole = {name: _scores(way, codes, outside) for name, way in ways.items()}
-    rows = []
+    rows: list[tuple[int, str, float, float, int]] = []
     for _ in range(repeats):
         fold_of = rng.permutation(count) % folds
         for fold in range(folds):
