@@ -6,7 +6,8 @@ from study_factory import configure, edit_index, run
 
 from cytominer_tools.columns import COUNT, METADATA, PLATE, WELL
 from cytominer_tools.errors import InputError
-from cytominer_tools.tables import read_table
+from cytominer_tools.tables import read_table, write_table
+from deepprofile.checks import check_study
 from deepprofile.crop_selection import read_treatments
 from deepprofile.profiles import (
     CONSENSUS,
@@ -260,6 +261,21 @@ def test_the_strongest_treatments_can_be_exported_and_trained_on(done):
     treated = (profiles[COMPOUND] != "DMSO").to_numpy()
     assert strong[COMPOUND].tolist() == [profiles[COMPOUND][np.flatnonzero(treated)[away[treated].argmax()]]]
     assert read_treatments(study.scores_folder / "strong.csv", COMPOUND) == strong[COMPOUND].tolist()
+
+
+@pytest.mark.parametrize(
+    ("listed", "level", "words"),
+    [
+        (["aaa", "bbb"], None, ""),
+        (["aaa", "zzz"], "warning", "1 of 2 treatments in strong.csv are not in Metadata_Compound: zzz"),
+        (["yyy", "zzz"], "error", "2 of 2 treatments in strong.csv are not in Metadata_Compound: yyy, zzz"),
+    ],
+)
+def test_check_says_which_listed_treatments_are_there(fresh, listed, level, words):
+    write_table(pd.DataFrame({COMPOUND: listed, "Metadata_Strength": [2.0, 1.0]}), fresh.root / "strong.csv")
+    study = configure(fresh.root, export={"treatments": "strong.csv"})
+    found = [one for one in check_study(study) if one.place == "study.yaml export.treatments"]
+    assert [(one.level, one.what) for one in found] == ([(level, words)] if level else [])
 
 
 def test_batches_stand_beside_what_is_expected(done):
