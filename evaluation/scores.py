@@ -228,12 +228,13 @@ def _measure(
     top = TopPairs(len(codes), exclude, percentile=percentile)
     ranked = [name for name in metrics if name in RANKED]
     standing = Standing(labellings, ranked)
-    tops = [TopPairs(len(codes), exclude, percentile=p) for p in _PERCENTILES] if ROBUST in metrics else []
-    sweep(similarity, exclude, [near, top, *([standing] if ranked else []), *tops])
+    more = TopPairs(len(codes), exclude, percentile=_PERCENTILES[0])
+    asked = [near, top, *([standing] if ranked else []), *([more] if ROBUST in metrics else [])]
+    sweep(similarity, exclude, asked)
     values = {"precision_at_r": near.means(), "enrichment": top.odds_ratios(labellings)}
     values |= dict(zip(ranked, standing.means(), strict=True))
-    if tops:
-        values[ROBUST] = np.exp(np.mean([np.log(one.robust_odds_ratios(labellings)) for one in tops], axis=0))
+    if ROBUST in metrics:
+        values[ROBUST] = more.robust_odds_ratios(labellings, _PERCENTILES)
     classes = 0
     if REPLICATING in metrics:
         table = percent_replicating(similarity, codes, exclude=exclude, rng=np.random.default_rng(seed))

@@ -2,7 +2,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from evaluation import average_precision, cosine, hit_curve, match_ranks, precision_recall_curve, score
+from evaluation import (
+    average_precision,
+    cosine,
+    enrichment_curve,
+    hit_curve,
+    match_ranks,
+    precision_recall_curve,
+    robust_enrichment,
+    score,
+)
 from evaluation.metrics import sweep
 from evaluation.similarity import count_similarity, precomputed
 from evaluation.standing import RANKED, Standing, average_precisions
@@ -111,6 +120,17 @@ def test_every_metric_stands_beside_its_baselines():
     assert (got["across"] == "").all()
     queries = score(frame, labels="Metadata_MOA", metrics=["mean_average_precision"], permutations=1).queries
     assert queries["average_precision"].mean() == pytest.approx(got.loc["mean_average_precision", "value"])
+
+
+def test_robust_enrichment_is_that_of_the_curve():
+    frame = table(90, 9)
+    got = score(
+        frame, labels="Metadata_MOA", metrics=["robust_enrichment"], permutations=0, exclude_same="Metadata_Plate"
+    )
+    near = cosine(frame[[f"net_{k}" for k in range(12)]])
+    plate = frame["Metadata_Plate"].to_numpy()[:, None]
+    curve = enrichment_curve(near, frame["Metadata_MOA"].to_numpy(), exclude=plate)
+    assert got.table["value"][2] == pytest.approx(robust_enrichment(curve), rel=1e-12)
 
 
 def test_metrics_do_not_change_each_other():
