@@ -13,7 +13,7 @@ from cytominer_tools.errors import InputError
 from cytominer_tools.queries import select as select_rows
 from evaluation.baselines import Null, can_move, permuted_labels
 from evaluation.curves import percent_replicating
-from evaluation.metrics import Codes, Enrichment, Neighbours, PerQuery, R, TopPairs, sweep
+from evaluation.metrics import Codes, Consumer, Enrichment, Neighbours, PerQuery, R, TopPairs, sweep
 from evaluation.similarity import Floats, Similarity, cosine, count_similarity, pearson
 from evaluation.standing import RANKED, Standing
 
@@ -229,7 +229,7 @@ def _measure(
     ranked = [name for name in metrics if name in RANKED]
     standing = Standing(labellings, ranked)
     more = TopPairs(len(codes), exclude, percentile=_PERCENTILES[0])
-    asked = [near, top, *([standing] if ranked else []), *([more] if ROBUST in metrics else [])]
+    asked: list[Consumer] = [near, top, *([standing] if ranked else []), *([more] if ROBUST in metrics else [])]
     sweep(similarity, exclude, asked)
     values = {"precision_at_r": near.means(), "enrichment": top.odds_ratios(labellings)}
     values |= dict(zip(ranked, standing.means(), strict=True))
