@@ -153,24 +153,30 @@ LAYOUTS = {
 def simulate(layout: Layout, seed: int) -> pd.DataFrame:
     """Wells of 12 MOAs of 4 compounds, four replicates or more, with known causes.
 
-    A profile is effect + well noise + plate shift, times a gain of each feature on each plate. Well noise has a steep
-    spectrum of 20 directions above an even floor, and plates are shifted along the same directions twice as far: what
-    varies among controls varies between plates. Effects point anywhere, so most of them is where controls vary little.
+    Effect + well noise + shift of the plate + shift of the batch, times a gain of each feature on each plate. The sizes
+    are those of BBBC021, in its own units (features divided by the sd of all controls): eigenvalues of control wells
+    within a plate fall as rank**-2.5, the variance of treatments along those axes goes as eigenvalue**0.65, plates and
+    batches are shifted along the axes of the wells, 0.12 and 0.6 of their variance. Effects are weak, a fifteenth of
+    theirs in standard deviations of a well.
     """
     rng = np.random.default_rng([seed, layout.features, layout.plates])
     d, moas, each = layout.features, 12, 4
-    noise = rng.normal(size=(20, d)) * np.linspace(3, 0.5, 20)[:, None]
-    moa_effects = rng.normal(size=(moas, d))
-    compound_effects = moa_effects.repeat(each, axis=0) + 0.7 * rng.normal(size=(moas * each, d))
+    axes, _ = np.linalg.qr(rng.normal(size=(d, d)))
+    spectrum = np.arange(1, d + 1.0) ** -2.5
+    wells = np.sqrt(spectrum * d / spectrum.sum())[:, None] * axes
+    effects = np.sqrt(spectrum**0.65 * d / (spectrum**0.65).sum())[:, None] * axes
+    moa_effects = rng.normal(size=(moas, d)) @ effects
+    compound_effects = moa_effects.repeat(each, axis=0) + 0.7 * rng.normal(size=(moas * each, d)) @ effects
+    batches = np.sqrt(0.6) * rng.normal(size=(layout.batches, d)) @ wells
     rows, values = [], []
     for plate in range(layout.plates):
         start = 2 * each * (plate * moas // 2 // layout.plates)  # 24 plates: four in turn hold the same two MOAs
         compounds = range(moas * each) if layout.shared else range(start, start + 2 * each)
-        shift = 2 * rng.normal(size=20) @ noise
+        shift = batches[plate % layout.batches] + np.sqrt(0.12) * rng.normal(size=d) @ wells
         gain = np.exp(0.1 * rng.normal(size=d))
         for number, compound in enumerate([*([-1] * layout.controls), *compounds]):
-            effect = 0 if compound < 0 else 0.5 * compound_effects[compound]
-            values.append((effect + rng.normal(size=20) @ noise + rng.normal(size=d) + shift) * gain)
+            effect = 0 if compound < 0 else 0.15 * compound_effects[compound]
+            values.append((effect + rng.normal(size=d) @ wells + shift) * gain)
             name = "DMSO" if compound < 0 else f"c{compound}"
             batch = f"b{plate % layout.batches}"
             well = f"{'ABCDEFGH'[number % 8]}{number // 8 + 1:02d}"

@@ -12,10 +12,9 @@ from cytominer_tools.columns import PLATE, WELL, metadata_columns, require_colum
 from cytominer_tools.errors import InputError, ProfileWarning
 from cytominer_tools.frames import names, profile_features, reference_rows, values, with_features
 from cytominer_tools.loading import load_profiles
-from cytominer_tools.output import write_to_file_if_user_specifies_output_details
+from cytominer_tools.output import options_of_suffix, output
 
 
-@write_to_file_if_user_specifies_output_details
 def concatenate(
     tables: Sequence[pd.DataFrame | str | Path],
     *,
@@ -23,9 +22,6 @@ def concatenate(
     samples: str = "all",
     scale: bool = True,
     output_file: str | Path | None = None,
-    output_type: str | None = "csv",
-    compression_options: str | dict[str, Any] | None = None,
-    float_format: str | None = None,
 ) -> pd.DataFrame:
     """Join the features of several tables of profiles by their key, each set scaled to the same size.
 
@@ -42,8 +38,8 @@ def concatenate(
     scale : bool
         Divide each set by the root of its summed variances over those rows, so that all sets weigh the same in a
         distance whatever their units and numbers of features. Zero stays zero.
-    output_file, output_type, compression_options, float_format
-        As in `output`; with `output_file` the result is written and its path returned.
+    output_file : path, optional
+        Where the result is written too, as its suffix says.
 
     Returns
     -------
@@ -90,7 +86,10 @@ def concatenate(
     if scale:
         reference = reference_rows(metadata, samples)
         parts = [part / _size(part[reference], number) for number, part in enumerate(parts, 1)]
-    return with_features(metadata, np.concatenate(parts, axis=1), [name for features in sets for name in features])
+    joined = with_features(metadata, np.concatenate(parts, axis=1), [name for features in sets for name in features])
+    if output_file is not None:
+        output(joined, output_file, **options_of_suffix(output_file))
+    return joined
 
 
 def _size(reference: Any, number: int) -> Any:
@@ -110,5 +109,5 @@ def _say_what_is_lost(keys: list[pd.MultiIndex], common: Any) -> None:
     if any(lost):
         counts = ", ".join(f"{n} of table {number}" for number, n in enumerate(lost, 1) if n)
         warnings.warn(
-            f"concatenate: rows that are not in all tables are left out, {counts}", ProfileWarning, stacklevel=4
+            f"concatenate: rows that are not in all tables are left out, {counts}", ProfileWarning, stacklevel=3
         )

@@ -14,7 +14,7 @@ from cytominer_tools.errors import InputError
 from cytominer_tools.frames import Features, names, profile_features, reference_rows, require_finite, values
 from cytominer_tools.frames import with_features as joined
 from cytominer_tools.loading import load_profiles
-from cytominer_tools.output import write_to_file_if_user_specifies_output_details
+from cytominer_tools.output import options_of_suffix, output
 from cytominer_tools.positions import CellCountRegression, MedianPolish, WellPosition
 
 METHODS = ("tvn", "combat", "harmony", "well_position", "cell_count", "median_polish")
@@ -83,7 +83,6 @@ def transform_profiles(
     return Transformed(joined(others, np.asarray(out), [str(name) for name in columns]), transformer)
 
 
-@write_to_file_if_user_specifies_output_details
 def correct(
     profiles: pd.DataFrame,
     method: str,
@@ -94,9 +93,6 @@ def correct(
     count: str = COUNT,
     n_components: int | None = None,
     output_file: str | Path | None = None,
-    output_type: str | None = "csv",
-    compression_options: str | dict[str, Any] | None = None,
-    float_format: str | None = None,
 ) -> pd.DataFrame:
     """Take out of each feature what batches, positions or cell counts put there.
 
@@ -115,8 +111,8 @@ def correct(
         The number of cells, of cell_count.
     n_components : int, optional
         Of tvn.
-    output_file, output_type, compression_options, float_format
-        As in `output`; with `output_file` the result is written and its path returned.
+    output_file : path, optional
+        Where the result is written too, as its suffix says.
 
     Returns
     -------
@@ -128,10 +124,23 @@ def correct(
     InputError
         Another method, no `batch` where one is needed, or what `transform_profiles` raises.
     """
-    profiles = load_profiles(profiles)
+    found = _corrected(load_profiles(profiles), method, features, samples, names(batch), count, n_components)
+    if output_file is not None:
+        output(found, output_file, **options_of_suffix(output_file))
+    return found
+
+
+def _corrected(
+    profiles: pd.DataFrame,
+    method: str,
+    features: Features,
+    samples: str,
+    batches: list[str],
+    count: str,
+    n_components: int | None,
+) -> pd.DataFrame:
     if method not in METHODS:
         raise InputError(f"method={method!r}: expected one of {', '.join(METHODS)}")
-    batches = names(batch)
     if method in ("tvn", "combat", "harmony") and not batches:
         raise InputError(f"{method}: name the column of the batch, such as batch={PLATE!r}")
     if method in ("well_position", "median_polish"):

@@ -1,5 +1,6 @@
 """Normalisations as scikit-learn transformers: learnt on control rows, applied to any rows."""
 
+import copy
 import warnings
 from typing import Any, Literal, Self
 
@@ -419,6 +420,22 @@ class Spherize(TransformerMixin, BaseEstimator):
             self.axes_ = _signed(self.axes_)
         self._warn(n, X.shape[1], peer)
         return self
+
+    def with_ridge(self, ridge: float) -> "Spherize":
+        """What was learnt, with another ridge; nothing is decomposed again.
+
+        Raises
+        ------
+        InputError
+            This one was fitted with an epsilon, or `ridge` is negative.
+        """
+        check_is_fitted(self)
+        if self.ridge is None:
+            raise InputError("this was fitted with epsilon; fit it with ridge= to change the ridge")
+        other = copy.copy(self)
+        other.ridge = ridge
+        other.gains_, other.rest_gain_ = arrays.spherizing_gains(self.eigenvalues_, len(self.mean_), ridge)
+        return other
 
     def _warn(self, n: int, n_features: int, peer: bool) -> None:
         rank = len(self.eigenvalues_)

@@ -21,6 +21,7 @@ from .profiles import score_profiles as score_profiles
 from .recipe_search import search_recipes as search_recipes
 from .registry import register as register
 from .simulator import simulate as simulate
+from .steps import apply_recipe as apply_recipe
 from .study import Study as Study
 from .study import read_study as read_study
 from .template import init_study as init_study

@@ -77,7 +77,8 @@ def batch_scores(study: Study, wells: pd.DataFrame) -> pd.DataFrame | None:
     """The control wells of `wells` by plate, batch, row, column and position, as they are and normalized.
 
     Normalized ones are corrected by a fit of the study's recipe that has not seen them: a fit makes the very wells that
-    it learns from unlike each other, whatever their batch.
+    it learns from unlike each other, whatever their batch. Feature selection and Harmony, which have no wells that they
+    learn from, see all.
 
     Parameters
     ----------
@@ -96,7 +97,7 @@ def batch_scores(study: Study, wells: pd.DataFrame) -> pd.DataFrame | None:
     if control is None or not control.any():
         return None
     places = np.flatnonzero(control)
-    roles = _Unseen(study.controls, study.profiles.fit, study.columns.batch)
+    roles = _Unseen(study.controls, study.profiles.fit, study.columns.batch, study.root)
     steps = [*study.recipe.of_wells, *study.recipe.selection]
     by = [name for name in (PLATE, study.columns.batch) if name is not None and name in wells]
     by = [name for name in by if wells.loc[control, name].nunique() > 1] + [WELL_ROW, WELL_COLUMN, WELL]

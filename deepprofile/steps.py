@@ -4,20 +4,38 @@ import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import pandas as pd
+from pydantic import ValidationError
 
 from cytominer_tools import aggregation, correction, normalization, selection
 from cytominer_tools.batches import PerBatch
-from cytominer_tools.columns import METADATA, PLATE
+from cytominer_tools.columns import METADATA, PLATE, WELL, metadata_columns, require_columns
 from cytominer_tools.concatenation import concatenate
 from cytominer_tools.errors import InputError
+from cytominer_tools.frames import names, profile_features
+from cytominer_tools.loading import load_profiles
 from cytominer_tools.manifest import fingerprint
 from cytominer_tools.queries import select
+from cytominer_tools.tables import write_table
 from cytominer_tools.transformers import PCA, InverseNormal
-from deepprofile.recipes import AnyStep, Concatenate, Correct, Normalize, Pca, Scope, Select, Spherize, Step
+from deepprofile.index import constant_metadata
+from deepprofile.recipes import (
+    AnyStep,
+    Concatenate,
+    Correct,
+    Normalize,
+    Pca,
+    Recipe,
+    Scope,
+    Select,
+    Spherize,
+    Step,
+    find_recipe,
+)
 from deepprofile.work import log
+from deepprofile.yaml import read_yaml
 
 
 @dataclass(frozen=True)
@@ -163,6 +181,71 @@ def _(step: Select, profiles: pd.DataFrame, roles: Roles) -> pd.DataFrame:
         na_cutoff=step.na_cutoff,
         outlier_cutoff=step.outlier_cutoff,
     )
+
+
+class Applied(NamedTuple):
+    """What a recipe makes of a table of wells: the wells after its steps, and the treatments."""
+
+    wells: pd.DataFrame
+    treatments: pd.DataFrame
+
+
+def apply_recipe(
+    profiles: pd.DataFrame | str | Path,
+    recipe: str | Path | Recipe | Sequence[Any] = "deep",
+    *,
+    by: str | Sequence[str],
+    controls: str | None = None,
+    fit: Literal["controls", "all"] = "controls",
+    batch: str | None = None,
+    output_folder: str | Path | None = None,
+) -> Applied:
+    """All steps of a recipe on a table of wells, without a study.
+
+    Parameters
+    ----------
+    profiles : DataFrame, or the path of a table
+        A row a well, with Metadata_Plate and Metadata_Well where a step asks for them.
+    recipe : name, list of steps, or the path of a .yaml file that holds the list under ``steps``
+    by : column name or names
+        Whose values together name a treatment.
+    controls, fit, batch
+        As in `Roles`.
+    output_folder : path, optional
+        Where wells.parquet and consensus.parquet are written.
+
+    Raises
+    ------
+    InputError
+        No such recipe, steps that are wrong, each with its place, or what a step raises.
+    """
+    read = load_profiles(profiles)
+    require_columns(read, names(by), "profiles")
+    table = read[[*metadata_columns(read), *profile_features(read)]]
+    if left := [str(name) for name in read.columns if name not in set(table.columns)]:
+        log.info("recipe: %d columns are neither metadata nor features and are left out: %s", len(left), left[:3])
+    steps, roles = _recipe(recipe), Roles(controls, fit, batch)
+    wells = run_steps(table, [*steps.of_wells, *steps.selection], roles)
+    named = wells[wells[names(by)[0]].notna()]
+    keep = [name for name in constant_metadata(named, names(by)) if name not in (PLATE, WELL)]
+    treatments = treatment_profiles(named, steps.of_treatments, names(by), keep, roles)
+    if output_folder is not None:
+        write_table(wells, Path(output_folder) / "wells.parquet")
+        write_table(treatments, Path(output_folder) / "consensus.parquet")
+    return Applied(wells, treatments)
+
+
+def _recipe(recipe: str | Path | Recipe | Sequence[Any]) -> Recipe:
+    if isinstance(recipe, Recipe):
+        return recipe
+    if isinstance(recipe, str) and not recipe.endswith((".yaml", ".yml")):
+        return find_recipe(recipe, {})
+    path = Path(recipe) if isinstance(recipe, str | Path) else None
+    try:
+        return Recipe.model_validate(read_yaml(path) if path else recipe)
+    except ValidationError as bad:
+        rows = [f"{'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}" for e in bad.errors()]
+        raise InputError("\n  ".join([f"{path or 'recipe'}: {len(rows)} problem(s)", *rows])) from None
 
 
 def treatment_profiles(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cytominer_tools.errors import InputError
+from deepprofile.cli.tables import TABLES, is_table, run_table
 
 if TYPE_CHECKING:
     from deepprofile.study import Study
@@ -215,11 +216,19 @@ _OPTIONS = {
 
 def _stage(name: str, module: str, function: str, doc: str) -> None:
     reads_images = module in ("intensities", "locations", "export", "features")
+    table_options = TABLES[name].options if name in TABLES else ()
+    of_tables = _arguments(table_options)
 
     @stage_options
     def command(study: Path, as_json: bool, strict: bool = False, **chosen: Any) -> None:
         from importlib import import_module
 
+        of_table = {key: chosen.pop(key) for key in of_tables}
+        if is_table(study) and name in TABLES:
+            run_table(name, study, of_table)
+            return
+        if given := [key for key, value in of_table.items() if value]:
+            raise InputError(f"{', '.join(given)}: for a table of profiles; what a study does stands in its study.yaml")
         if chosen.get("preview"):
             from deepprofile.preview import preview_study
 
@@ -246,9 +255,29 @@ def _stage(name: str, module: str, function: str, doc: str) -> None:
             run = getattr(import_module(f"deepprofile.{place}"), called)
         _report((run(one, **settings) for one in sets), as_json)
 
-    for option in (*_OPTIONS.get(name, ()), *((strict_option,) if reads_images else ())):
+    for option in (*_OPTIONS.get(name, ()), *((strict_option,) if reads_images else ()), *table_options):
         command = option(command)
     main.command(name, help=doc)(command)
+
+
+def _arguments(options: "Iterable[Callable[..., Any]]") -> list[str]:
+    """What click calls the values of `options`."""
+
+    def probe(**_: Any) -> None: ...
+
+    for option in options:
+        probe = option(probe)
+    return [str(one.name) for one in getattr(probe, "__click_params__", [])]
+
+
+def _table_command(name: str) -> None:
+    @click.argument("table", type=click.Path(path_type=Path))
+    def command(table: Path, **chosen: Any) -> None:
+        run_table(name, table, chosen)
+
+    for option in reversed(TABLES[name].options):
+        command = option(command)
+    main.command(name, help=TABLES[name].doc)(command)
 
 
 def _stage_settings(chosen: dict[str, Any]) -> dict[str, Any]:
@@ -307,12 +336,16 @@ for _name, _module, _function, _doc in (
     ("export", "export", "export_crops", "Cut the cells out and keep them for training."),
     ("train", "training", "train_network", "Train a network to tell treatments apart."),
     ("profile", "features", "profile_cells", "Turn each cell into features by a network."),
-    ("aggregate", "profiles", "aggregate_wells", "Make well profiles of single cells."),
-    ("normalize", "profiles", "normalize_wells", "Normalise the wells, as the recipe says."),
-    ("consensus", "profiles", "consensus_profiles", "Make treatment profiles of wells."),
+    ("aggregate", "profiles", "aggregate_wells", "Make well profiles of single cells, of a study or in a table."),
+    ("normalize", "profiles", "normalize_wells", "Normalise the wells, of a study as its recipe says, or in a table."),
+    ("consensus", "profiles", "consensus_profiles", "Make treatment profiles of wells, of a study or in a table."),
     ("score", "profiles", "score_profiles", "Score the profiles beside their baselines."),
 ):
     _stage(_name, _module, _function, _doc)
+
+for _name in TABLES:
+    if _name not in main.commands:
+        _table_command(_name)
 
 
 @main.command()

@@ -3,12 +3,15 @@
 import numpy as np
 import pandas as pd
 import pytest
-from study_factory import configure, run
+from study_factory import configure, edit_index, run
 
 from cytominer_tools.columns import METADATA, PLATE
 from cytominer_tools.errors import InputError
-from cytominer_tools.tables import read_table
-from deepprofile.profiles import CONSENSUS, NORMALIZED, SELECTED, WELLS, normalize_wells, score_profiles
+from cytominer_tools.tables import read_table, write_table
+from deepprofile.checks import check_study
+from deepprofile.profiles import CONSENSUS, NORMALIZED, SELECTED, WELLS, final_wells, normalize_wells, score_profiles
+from deepprofile.recipes import BUILT_IN
+from deepprofile.steps import apply_recipe
 
 pytestmark = pytest.mark.filterwarnings("ignore:spherizing learns from")
 OWN = [
@@ -93,3 +96,88 @@ def test_one_recipe_of_a_study(done):
 def test_what_a_study_may_not_say(done, changes, words):
     with pytest.raises(InputError, match=words):
         configure(done.root, **changes)
+
+
+# --- every built-in recipe, on a study and on a table
+@pytest.mark.filterwarnings("ignore:mad_robustize")
+@pytest.mark.parametrize("name", [name for name in BUILT_IN if name != "deep"])
+def test_a_built_in_recipe_runs(done, name):
+    settings = {"columns": {"batch": "Metadata_Plate"}, "profiles": {"recipe": name}}
+    study = configure(done.root, **settings)
+    told = run(study)
+    assert told["consensus"].rows == 3
+    wells, treatments = (read_table(study.profiles_folder / file) for file in (final_wells(study), CONSENSUS))
+    assert len(wells) == 12
+    assert features_of(wells)
+    assert np.isfinite(wells[features_of(wells)]).all(axis=None)
+    assert set(features_of(treatments)) <= set(features_of(wells))
+    assert not any(one.made for one in run(study).values())
+
+
+def test_a_recipe_on_a_table(done, tmp_path):
+    wells = read_table(done.profiles_folder / WELLS)
+    found = apply_recipe(
+        done.profiles_folder / WELLS, by="Metadata_Compound", controls=done.controls, output_folder=tmp_path / "made"
+    )
+    pd.testing.assert_frame_equal(found.wells, read_table(done.profiles_folder / NORMALIZED))
+    names = features_of(found.treatments)
+    np.testing.assert_allclose(found.treatments[names], read_table(done.profiles_folder / CONSENSUS)[names])
+    assert sorted(path.name for path in (tmp_path / "made").iterdir()) == ["consensus.parquet", "wells.parquet"]
+    (tmp_path / "mine.yaml").write_text("steps: [{normalize: {method: standardize, fit: all}}, consensus]\n")
+    mine = apply_recipe(wells, tmp_path / "mine.yaml", by="Metadata_Compound").wells
+    np.testing.assert_allclose(mine[features_of(mine)].mean(), 0, atol=1e-5)
+    (tmp_path / "mine.yaml").write_text("steps: [{normalize: {method: loess}}, consensus]\n")
+    with pytest.raises(InputError, match=r"mine\.yaml: 1 problem\(s\)\n  steps\.0\.normalize\.method: "):
+        apply_recipe(wells, tmp_path / "mine.yaml", by="Metadata_Compound")
+
+
+def test_another_table_beside_the_features(done):
+    wells = read_table(done.profiles_folder / WELLS)
+    other = wells[[PLATE, "Metadata_Well"]].assign(Cells_AreaShape_Area=np.arange(12.0))
+    write_table(other, done.root / "cellprofiler.csv")
+    steps = [{"concatenate": {"table": "cellprofiler.csv", "fit": "all"}}, "consensus"]
+    study = configure(done.root, profiles={"recipe": "both"}, recipes={"both": steps})
+    run(study)
+    found = read_table(study.profiles_folder / NORMALIZED)
+    np.testing.assert_allclose(found["Cells_AreaShape_Area"], np.arange(12) / np.arange(12).std(), rtol=1e-6)
+    assert found.filter(like="small_cnn").var(ddof=0).sum() == pytest.approx(1, rel=1e-4)
+    write_table(other.assign(Cells_AreaShape_Area=np.arange(12.0)[::-1] + 0.5), done.root / "cellprofiler.csv")
+    assert {name for name, one in run(study).items() if one.made} == {"normalize", "consensus", "score"}
+
+
+# --- scopes that have too little in them
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        (
+            "cellprofiler",
+            "normalize by mad_robustize learns from the controls of each Plate, and 2 of 2 have fewer than 16, "
+            "down to 2",
+        ),
+        (
+            "plate-pca",
+            "normalize by standardize learns from all wells of each Plate, and 2 of 2 hold fewer than 16 treatments, "
+            "down to 2",
+        ),
+    ],
+)
+def test_check_names_a_scope_that_is_too_small(done, recipe, words):
+    said = [p for p in check_study(configure(done.root, profiles={"recipe": recipe})) if words in p.what]
+    assert [(p.place, p.level) for p in said] == [(f"study.yaml recipe {recipe}", "warning")]
+
+
+def test_check_of_scopes(done):
+    def said(**changes):
+        return [p for p in check_study(configure(done.root, **changes)) if p.place.startswith("study.yaml recipe")]
+
+    assert said() == []  # deep has one scope, the study
+    by_batch = [{"correct": {"method": "combat"}}, "consensus"]
+    (problem,) = said(profiles={"recipe": "mine"}, recipes={"mine": by_batch})
+    assert (problem.level, problem.what) == (
+        "error",
+        "a step is `by: batch`, and nothing says what a batch is; set columns.batch",
+    )
+    place = [{"correct": {"method": "well_position", "fit": "all"}}, "consensus"]
+    edit_index(done.root, lambda t: t[t["Metadata_Well"].isin(["A01", "A02", "B01", "C01"])])
+    (problem,) = said(profiles={"recipe": "mine"}, recipes={"mine": place})
+    assert "2 of 2 treatments keep theirs: it takes them out too" in problem.what
