@@ -84,6 +84,17 @@ def test_mixing():
         mixing(cosine(table[FEATURES]), table["Metadata_Batch"].to_numpy(), k=400)
 
 
+def test_mixing_is_a_chi_square_test_of_each_neighbourhood():
+    table = wells(0.4, n=60)
+    batch, near = table["Metadata_Batch"].to_numpy(), cosine(table[FEATURES])
+    _, p = mixing(near, batch, k=12)
+    values = near.rows(0, 60)
+    np.fill_diagonal(values, -9)
+    for row in (0, 17, 59):
+        seen = np.bincount(batch[np.argsort(-values[row])[:12]], minlength=4)
+        assert p[row] == pytest.approx(stats.chisquare(seen, np.bincount(batch) / 60 * 12).pvalue)
+
+
 def test_words():
     with pytest.raises(InputError, match="by: no column 'Metadata_Plate'"):
         group_association(wells(), ["Metadata_Plate"])
