@@ -178,6 +178,8 @@ def score(
             chance = np.nan if reason else 1.0
         elif name == ROBUST:
             setting, n = f"percentiles {_PERCENTILES[0]:g} to {_PERCENTILES[-1]:g}", odds.n_pairs
+            if not reason and not odds.above_other + odds.below_other:
+                reason = f"all of the {n} pairs share a label"
             value, chance = (np.nan, np.nan) if reason else (value, 1.0)
         elif name == REPLICATING:
             setting, n, chance = "95th percentile of 1000 draws", measured.classes, np.nan if reason else 0.05

@@ -84,7 +84,8 @@ def _s20(ranks: MatchRanks) -> Floats:
     ramp = (np.maximum(_FIRST - low, 0) ** 2 - np.maximum(_FIRST - high, 0) ** 2) / (2 * (high - low))
     counts = ranks.n_matches
     with np.errstate(invalid="ignore"):
-        return np.bincount(ranks.query, ramp, minlength=len(counts)) / counts / _FIRST - _FIRST / 2
+        area = np.bincount(ranks.query, ramp, minlength=len(counts)) / counts / _FIRST
+    return np.round(area - _FIRST / 2, 14)  # what random order scores is 0, not 1e-17
 
 
 RANKED = {

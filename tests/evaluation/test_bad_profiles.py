@@ -34,7 +34,7 @@ def test_one_class():
     one = table().assign(Metadata_moa="m")
     got = scored(one).table.set_index("score")
     assert got["value"]["precision_at_r"] == got["value"]["mean_average_precision"] == got["value"]["nearest"] == 1
-    assert got["reason"]["enrichment"] == "all of the 780 pairs share a label"
+    assert got["reason"]["enrichment"] == got["reason"]["robust_enrichment"] == "all of the 780 pairs share a label"
     assert got["notes"].str.contains("there is one label, so nothing can be shuffled").all()
     assert np.isnan(got["value"]["percent_replicating"])
     assert np.isnan(compared(one).table["enrichment"][0])
