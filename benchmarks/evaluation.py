@@ -6,8 +6,8 @@ Profiles are random with a weak class effect: 1,144 x 1280 float32, 235 classes,
 get the same numbers in the same run and the best of three times counts (the peers, which take seconds, once). copairs
 runs in this process; `--peer` names a Python of cytominer-eval's git version, which needs pandas 1.5, and its
 process does the timing. `--wells` adds the average precision of as many profiles, 8 a treatment, which takes copairs
-minutes and gigabytes. `--memory` adds 50,000 x 512. The share of the matrix rate is what one product of the same
-profiles with themselves, in float64 and by the same BLAS, takes of the whole.
+minutes and gigabytes. `--memory` adds 50,000 x 512, or so many. The share of the matrix rate is what one product of the
+same profiles with themselves, in float64 and by the same BLAS, takes of the whole.
 """
 
 import argparse
@@ -25,6 +25,7 @@ import pandas as pd
 
 sys.path = [place for place in sys.path if Path(place).resolve() != Path(__file__).resolve().parent]  # my own name
 
+from deepprofile.study import Scores  # noqa: E402
 from evaluation import (  # noqa: E402
     average_precision,
     cosine,
@@ -33,6 +34,7 @@ from evaluation import (  # noqa: E402
     match_ranks,
     mean_average_precision,
     precision_at_r,
+    score,
 )
 
 SETTINGS = {
@@ -143,15 +145,18 @@ def precision(n: int, label: np.ndarray, wanted: int) -> None:
     )
 
 
-def memory() -> None:
-    label = np.arange(50_000) % 5000
-    X = profiles(50_000, 512, label)
+def memory(n: int) -> None:
+    label = np.arange(n) % (n // 10)
+    X = profiles(n, 512, label)
     table = pd.DataFrame({"label": label})
+    frame = pd.DataFrame(X).add_prefix("f").assign(Metadata_label=label)
+    scored = {"metrics": Scores().metrics, "permutations": 20, "baselines": ["permutation"]}
     for name, run in (
         ("enrichment over 5 percentiles", lambda: enrichment_curve(cosine(X), label)),
         ("precision at R", lambda: precision_at_r(cosine(X), label)),
         ("places of matches", lambda: match_ranks(cosine(X), label)),
         ("average precision", lambda: average_precision(table, X, ["label"], [], [], ["label"])),
+        ("score, as `deepprofile score` asks for it", lambda: score(frame, labels="Metadata_label", **scored)),
     ):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         seconds = best(run, 1)
@@ -163,7 +168,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", type=Path, help="a Python with cytominer-eval and pandas 1.5")
     parser.add_argument("--wells", type=int, help="also the average precision of so many, such as 8818")
-    parser.add_argument("--memory", action="store_true", help="also 50,000 x 512")
+    parser.add_argument("--memory", type=int, nargs="?", const=50_000, help="also so many x 512, by default 50,000")
     arguments = parser.parse_args()
     operations(arguments.peer)
     print("\n| | ours, s | copairs, s | times | wanted | share of matrix rate | largest difference | p of labels, s |")
@@ -172,10 +177,9 @@ def main() -> None:
     if arguments.wells:
         precision(arguments.wells, np.arange(arguments.wells) // 8, 50)
     if arguments.memory:
-        print(
-            "\n| 50,000 x 512 | seconds | peak of the process so far, GiB | rise of that peak, GiB |\n|---|---|---|---|"
-        )
-        memory()
+        head = f"{arguments.memory:,} x 512 | seconds | peak of the process so far, GiB | rise of that peak, GiB"
+        print(f"\n| {head} |\n|---|---|---|---|")
+        memory(arguments.memory)
 
 
 if __name__ == "__main__":

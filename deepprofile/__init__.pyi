@@ -1,4 +1,5 @@
 from .checks import check_study as check_study
+from .compare import compare_studies as compare_studies
 from .crop_store import Crops as Crops
 from .deepprofiler_crops import export_png as export_png
 from .deepprofiler_npz import export_npz as export_npz
@@ -8,6 +9,7 @@ from .features import profile_cells as profile_cells
 from .index import load_index as load_index
 from .intensities import measure_intensities as measure_intensities
 from .locations import locate_cells as locate_cells
+from .neighbours import find_neighbours as find_neighbours
 from .networks import build_network as build_network
 from .pipeline import run_study as run_study
 from .plan import plan_study as plan_study
@@ -16,6 +18,7 @@ from .profiles import aggregate_wells as aggregate_wells
 from .profiles import consensus_profiles as consensus_profiles
 from .profiles import normalize_wells as normalize_wells
 from .profiles import score_profiles as score_profiles
+from .recipe_search import search_recipes as search_recipes
 from .registry import register as register
 from .simulator import simulate as simulate
 from .steps import apply_recipe as apply_recipe

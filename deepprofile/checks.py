@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ from cytominer_tools.columns import CELL, COUNT, PLATE, SITE, WELL, require_colu
 from cytominer_tools.errors import InputError
 from cytominer_tools.files import safe_name
 from cytominer_tools.queries import select
+from deepprofile.codes import plain_text
 from deepprofile.crop_selection import read_treatments
 from deepprofile.deepprofiler_weights import require_channels
 from deepprofile.export import EIGHT_BITS
@@ -18,7 +20,7 @@ from deepprofile.images import read_image
 from deepprofile.index import other_machine, read_index
 from deepprofile.labels import make_labels
 from deepprofile.location_files import LocationFiles, misfit, off_image
-from deepprofile.problems import Problem
+from deepprofile.problems import Problem, named
 from deepprofile.recipes import Correct, Normalize, find_recipe
 from deepprofile.references import parse
 from deepprofile.registry import names
@@ -49,7 +51,7 @@ def check_study(study: Study) -> list[Problem]:
     problems += other_machine(study, index)
     problems += [*_plugins(study), *_images(study, index, shapes), *_locations(study, index, shapes)]
     problems += [*_controls(study, index), *_treatments(study, index), *_scored(study, index)]
-    problems += [*_scopes(study, index), *_exported(study), *_trained(study, index)]
+    problems += [*_scopes(study, index), *_exported(study, index), *_trained(study, index)]
     return problems
 
 
@@ -74,16 +76,25 @@ def _plugins(study: Study) -> Iterator[Problem]:
         yield Problem("study.yaml train.init", f"{study.path(init)}: no such file")
 
 
-def _exported(study: Study) -> Iterator[Problem]:
+def _exported(study: Study, index: pd.DataFrame) -> Iterator[Problem]:
     if study.crops.mask and not study.locate.labels:
         yield Problem("study.yaml crops.mask", "it needs the label images: set locate.labels to true")
     if study.train is not None and study.crops.normalize == "zscore" and study.export.depth == "uint8":
         yield Problem("study.yaml export.depth", EIGHT_BITS)
-    if study.export.treatments is not None and study.treatment is not None:
+    lists = {"export": study.export.treatments, "train": None if study.train is None else study.train.treatments}
+    for section, file in lists.items():
+        if file is None or study.treatment is None or study.treatment not in index:
+            continue
         try:
-            read_treatments(study.path(study.export.treatments), study.treatment)
+            listed = read_treatments(study.path(file), study.treatment)
         except InputError as error:
-            yield Problem("study.yaml export.treatments", str(error))
+            yield Problem(f"study.yaml {section}.treatments", str(error))
+            continue
+        known = {plain_text(value) for value in index[study.treatment].dropna().unique()}
+        if absent := [name for name in listed if name not in known]:
+            said = f"{len(absent)} of {len(listed)} treatments in {file} are not in {study.treatment}: {named(absent)}"
+            level: Literal["error", "warning"] = "error" if len(absent) == len(listed) else "warning"
+            yield Problem(f"study.yaml {section}.treatments", said, level)
 
 
 def _trained(study: Study, index: pd.DataFrame) -> Iterator[Problem]:

@@ -12,7 +12,7 @@ from cytominer_tools.tables import read_table
 from deepprofile.problems import Problem, named
 
 _USUAL = {"plate": PLATE, "well": WELL, "well_position": WELL, "Assay_Plate_Barcode": PLATE}
-_MAP = f"{METADATA}Plate_Map_Name"
+PLATE_MAP = f"{METADATA}Plate_Map_Name"
 _SUFFIXES = (".txt", ".tsv", ".csv")
 
 
@@ -41,12 +41,12 @@ def join_platemaps(table: pd.DataFrame, barcodes: Path, folder: Path) -> tuple[p
         `barcodes` or a map cannot be read, lacks a column, or names a plate or a well more than once.
     """
     names = _metadata_table(barcodes)
-    require_columns(names, [PLATE, _MAP], str(barcodes))
-    names = pd.DataFrame({name: _text(names[name]) for name in (PLATE, _MAP)}).drop_duplicates()
+    require_columns(names, [PLATE, PLATE_MAP], str(barcodes))
+    names = pd.DataFrame({name: _text(names[name]) for name in (PLATE, PLATE_MAP)}).drop_duplicates()
     names = names[names[PLATE] != ""]
     if (twice := names.loc[names[PLATE].duplicated(), PLATE]).size:
         raise InputError(f"{barcodes}: plate {twice.iloc[0]} has more than one map; keep one row a plate")
-    map_of = dict(zip(names[PLATE], names[_MAP], strict=True))
+    map_of = dict(zip(names[PLATE], names[PLATE_MAP], strict=True))
     problems: list[Problem] = []
     plates = list(dict.fromkeys(table[PLATE].astype("str")))
     if bare := [plate for plate in plates if plate not in map_of]:
@@ -62,9 +62,9 @@ def join_platemaps(table: pd.DataFrame, barcodes: Path, folder: Path) -> tuple[p
             continue
         wells = _metadata_table(found[0])
         require_columns(wells, [WELL], str(found[0]))
-        wells = wells.drop(columns=[n for n in (PLATE, _MAP) if n in wells])  # the barcodes say which plates
+        wells = wells.drop(columns=[n for n in (PLATE, PLATE_MAP) if n in wells])  # the barcodes say which plates
         _once(wells, [WELL], str(found[0]))
-        maps += [wells.assign(**{PLATE: plate, _MAP: name}) for plate in of]
+        maps += [wells.assign(**{PLATE: plate, PLATE_MAP: name}) for plate in of]
     if not maps:
         return table, problems
     known = {plate for one in maps for plate in one[PLATE].unique()}

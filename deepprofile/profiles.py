@@ -18,6 +18,7 @@ from cytominer_tools.tables import read_table, write_table
 from deepprofile.features import feature_settings, plate_features
 from deepprofile.index import constant_metadata, load_index, sites_by_well
 from deepprofile.recipes import Step
+from deepprofile.scoring import across_columns, across_words, batch_scores, scored_rows, write_strong
 from deepprofile.steps import Roles, features_of, run_steps, treatment_profiles
 from deepprofile.study import Study
 from deepprofile.work import Done
@@ -189,10 +190,11 @@ def consensus_profiles(study: Study) -> Done:
 
 
 def score_profiles(study: Study) -> Done:
-    """Write scores.csv, scores.json, selection.csv, queries_*.csv and figures to scores/MODEL/RECIPE/.
+    """Write scores.csv, scores.json, selection.csv, queries_*.csv, batch.csv and figures to scores/MODEL/RECIPE/.
 
     Wells by `scores.replicates` (the treatment by default) and treatments by `scores.labels` (the MOA), each score
-    beside its baselines on the same rows.
+    beside its baselines on the same rows; control wells by batch and position, where there are controls; strong.csv
+    with the `scores.strongest` treatments.
 
     Raises
     ------
@@ -210,21 +212,28 @@ def score_profiles(study: Study) -> Done:
         _Level("replicates", wells, wells_file, study.scores.replicates or study.treatment, study.scores.exclude_same),
         _Level("treatments", treatments, CONSENSUS, study.scores.labels or study.columns.moa, ()),
     ]
+    across = {level.name: across_columns(study, level.name) for level in levels}
     levels = [level for level in levels if level.label]
     if not levels:
         raise InputError("study.yaml: nothing says which profiles match; set columns.treatment or columns.moa")
-    settings = [study.scores.model_dump(mode="json"), [level.label for level in levels], study.seed]
+    settings = [study.scores.model_dump(mode="json"), [level.label for level in levels], across, study.seed]
     done = Manifest.read(study.scores_folder, "scores")
     key = done.key([manifest.parts[CONSENSUS].key, twin_keys, settings])
     if done.is_current("scores.csv", key):
         return Done("score", 0, 1, done.parts["scores.csv"].rows, "scores")
     # one folder at once, so that nothing of an earlier run stays in it
     with study.writing(), atomic_folder(study.scores_folder) as folder:
-        scores = [_score_level(study, twin, level, folder) for level in levels]
+        scores = [_score_level(study, twin, level, across[level.name], folder) for level in levels]
         table = _stacked(levels, [found.table for found in scores])
         write_table(_stacked(levels, [found.selection for found in scores]), folder / "selection.csv")
+        batches = batch_scores(study, read_table(study.profiles_folder / WELLS))
+        if batches is not None:
+            write_table(batches, folder / "batch.csv")
+        if study.scores.strongest is not None:
+            write_strong(study, wells, treatments, folder / "strong.csv")
         (folder / "scores.json").write_text(table.to_json(orient="records", indent=1) + "\n", "utf-8")
-        names = (table["profiles"] + ", " + table["labels"].str.removeprefix(METADATA)).tolist()
+        named = table[["profiles", "labels", "across"]].astype(str).to_numpy().tolist()
+        names = [f"{level}, {label.removeprefix(METADATA)}{across_words(columns)}" for level, label, columns in named]
         _save(score_figure(table, names=names), folder / "scores.png")
         write_table(table, folder / "scores.csv")
         Manifest(folder, "scores").record("scores.csv", key, "scores.csv", len(table))
@@ -242,13 +251,16 @@ class _Level:
     exclude: tuple[str, ...]
 
 
-def _score_level(study: Study, twin: Study | None, level: _Level, folder: Path) -> Any:
+def _score_level(study: Study, twin: Study | None, level: _Level, across: list[str], folder: Path) -> Any:
     from evaluation.figures import similarity_figure
 
     found = _score(study, level.profiles, level)
+    tables = [found.table, *(_score(study, level.profiles, level, name).table for name in across)]
     if twin:
-        untrained = _score(twin, read_table(twin.profiles_folder / level.file), level)
-        found.table["untrained"] = untrained.table["value"]
+        profiles = read_table(twin.profiles_folder / level.file)
+        for table, name in zip(tables, (None, *across), strict=True):
+            table["untrained"] = _score(twin, profiles, level, name).table["value"]
+    found = replace(found, table=pd.concat(tables, ignore_index=True))
     write_table(found.queries, folder / f"queries_{level.name}.csv")
     features = features_of(level.profiles)
     # the median of two controls is where spherizing puts zero, and zero has no direction
@@ -262,7 +274,7 @@ def _score_level(study: Study, twin: Study | None, level: _Level, folder: Path) 
     return found
 
 
-def _score(study: Study, profiles: pd.DataFrame, level: _Level) -> Any:
+def _score(study: Study, profiles: pd.DataFrame, level: _Level, across: str | None = None) -> Any:
     from evaluation.scores import score
 
     chosen = study.scores
@@ -270,8 +282,9 @@ def _score(study: Study, profiles: pd.DataFrame, level: _Level) -> Any:
         profiles,
         labels=str(level.label),
         features=features_of(profiles),
-        exclude_same=level.exclude,
-        select=chosen.select,
+        metrics=chosen.metrics,
+        exclude_same=[*level.exclude, *([across] if across else [])],
+        select=scored_rows(study),
         min_class_size=chosen.min_class_size,
         permutations=chosen.permutations,
         permute_within=PLATE if PLATE in profiles else None,
@@ -354,7 +367,7 @@ def score_lines(study: Study) -> list[str]:
     rows = [head]
     notes = []
     for row in table.to_dict("records"):
-        name = f"{row['profiles']} by {row['labels'].removeprefix(METADATA)}"
+        name = f"{row['profiles']} by {row['labels'].removeprefix(METADATA)}{across_words(row.get('across'))}"
         rows.append([name, row["score"], *(_number(row[c]) for c in columns), f"{row['n']:,}"])
         if row["value"] <= row.get("cell_count", np.nan):
             notes.append(f"{name}, {row['score']}: no better than the cell count alone")

@@ -27,10 +27,24 @@ _WIDTH = re.compile(r"^(?:0?[<>])?(?:[1-9]\d?)?s?$")  # {site:0>2} is 01
 _EPOCH = re.compile(r"-epoch\d+(?=-|$)")  # in the name of a set of features
 WEIGHTS = (".keras", ".weights.h5", ".h5", ".hdf5")
 # folders that stages write to
-STAGES = ("illumination", "locations", "crops", "models", "features", "profiles", "scores")
+STAGES = ("illumination", "locations", "crops", "models", "features", "profiles", "scores", "neighbours")
 
 
 SPLITS_AS_THEY_ARE = ("one", "two", "TD1", "TD2", "TD3", "cross_dose")  # nothing is drawn by a fraction
+
+
+# beside precision at R and enrichment, which are always there
+Metric = Literal[
+    "mean_average_precision",
+    "nearest",
+    "hit_s20",
+    "robust_enrichment",
+    "percent_replicating",
+    "precision_at_5",
+    "precision_at_10",
+    "recall_at_5",
+    "recall_at_10",
+]
 
 
 class Section(BaseModel, frozen=True, extra="forbid"):
@@ -348,12 +362,17 @@ class Scores(Section):
     """The `scores` section: which profiles match, and what they are compared with."""
 
     select: str | None = None  # a pandas query: the profiles that are scored
+    compounds_only: bool = False  # the control wells are not scored
     min_class_size: int = Field(2, ge=2)
     labels: str | None = None  # the column by which treatments match; moa by default
     replicates: str | None = None  # the column by which wells match; treatment (or compound) by default
     exclude_same: tuple[str, ...] = ()  # wells that share one of these are not compared
+    # each: all scores again, of profiles that share none of these; plates, layouts, positions of wells only
+    across: tuple[Literal["plates", "batches", "layouts", "positions", "compounds"], ...] = ()
+    metrics: tuple[Metric, ...] = ("mean_average_precision", "nearest", "hit_s20", "robust_enrichment")
     baselines: tuple[Literal["permutation", "cell_count", "untrained"], ...] = ("permutation", "cell_count")
     permutations: int = Field(100, ge=1)
+    strongest: int | None = Field(None, ge=1)  # so many treatments, farthest from the controls, in strong.csv
 
 
 class Study(Section):
@@ -639,13 +658,25 @@ def read_study(path: str | Path) -> Study:
     path = Path(path)
     path = (path / NAME if path.is_dir() or path.suffix not in (".yaml", ".yml") else path).resolve()
     found = read_yaml(path)
+    return study_from(path, found)
+
+
+def study_from(path: Path, found: dict[str, Any], *, said: str | None = None) -> Study:
+    """The study of the study.yaml at `path` with the settings `found`, where they are not (only) those of the file.
+
+    Raises
+    ------
+    InputError
+        It lists every key that is unknown or wrong, after `said`, by default the path.
+    """
+    said = said or str(path)
     if "root" in found:
-        raise InputError(f"{path}: unknown key root; image paths start from images.root")
+        raise InputError(f"{said}: unknown key root; image paths start from images.root")
     try:
         return Study.model_validate({"root": path.parent, **found})  # a key may be a number
     except ValidationError as bad:
         rows = [f"{_place(e['loc'])}: {_words(e)}" for e in bad.errors()]
-        raise InputError("\n  ".join([f"{path} has {len(rows)} problem(s)", *rows])) from None
+        raise InputError("\n  ".join([f"{said} has {len(rows)} problem(s)", *rows])) from None
 
 
 def template_fields(key: str, template: str, known: Sequence[str]) -> set[str]:

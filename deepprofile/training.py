@@ -484,7 +484,7 @@ def profile_scores(study: Study, weights: Path, epoch: int) -> dict[str, float]:
         log.warning("train: the profiles of epoch %d are not scored: %s", epoch, error)
         return {}
     table = read_table(twin.scores_folder / "scores.csv")
-    table = table[table["score"].astype(str).str.startswith("precision")]
+    table = table[(table["score"] == "precision_at_r") & table["across"].isna()]
     return {f"{row['profiles']}_{row['score']}": float(row["value"]) for row in table.to_dict("records")}
 
 

@@ -5,6 +5,8 @@ from .clusters import class_similarity as class_similarity
 from .clusters import cluster as cluster
 from .clusters import cluster_enrichment as cluster_enrichment
 from .clusters import cluster_table as cluster_table
+from .comparison import compare_runs as compare_runs
+from .comparison import comparison_figure as comparison_figure
 from .curves import enrichment_curve as enrichment_curve
 from .curves import hit_curve as hit_curve
 from .curves import match_ranks as match_ranks
@@ -18,6 +20,11 @@ from .metrics import enrichment as enrichment
 from .metrics import precision_at_r as precision_at_r
 from .nearest import moa_accuracy as moa_accuracy
 from .nearest import nearest_class as nearest_class
+from .neighbours import class_calls as class_calls
+from .neighbours import nearest_profiles as nearest_profiles
+from .neighbours import target_ranks as target_ranks
+from .neighbours import unrelated_similarities as unrelated_similarities
+from .nested import nested_search as nested_search
 from .operations import evaluate as evaluate
 from .precision import average_precision as average_precision
 from .precision import mean_average_precision as mean_average_precision

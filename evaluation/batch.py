@@ -17,7 +17,7 @@ from evaluation.nearest import nearest_class
 from evaluation.scores import SIMILARITIES, finite_features
 from evaluation.similarity import Floats, Floats32, Similarity
 
-Fit = Callable[[Floats], Callable[[Floats], Floats]]
+HeldOut = Callable[[Codes], Floats]
 WELL_ROW, WELL_COLUMN = "well row", "well column"
 
 
@@ -28,7 +28,7 @@ def group_association(
     features: Sequence[str] | Literal["infer"] = "infer",
     similarity: str = "pearson",
     percentile: float = 99.5,
-    fit: Fit | None = None,
+    held_out: HeldOut | None = None,
     folds: int = 5,
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -36,19 +36,19 @@ def group_association(
 
     The odds ratio is the thesis's batch enrichment score. Of 26,000 top pairs a value of 1,000 may mean a hundred of
     another batch, so the counts and shares stand beside it. A correction fitted on these wells makes them unlike each
-    other by construction; give it as `fit`, and every well is scored by fits that have not seen it.
+    other by construction; give it as `held_out`, and every well is scored by fits that have not seen it.
 
     Parameters
     ----------
-    controls : DataFrame, a row a control well, before the correction if there is a `fit`
+    controls : DataFrame, a row a control well, before the correction if there is a `held_out`
     by : columns, or "well row" and "well column", which are read off Metadata_Well
     features : list of names, or "infer"
     similarity : "cosine" or "pearson"
     percentile : float
         The top pairs are above it.
-    fit : function, optional
-        Takes an array of wells and returns the function that corrects others. Pairs are then within a fold, and
-        counts are summed over folds.
+    held_out : function, optional
+        Takes the places of some wells in `controls` and returns their corrected features, by a fit on others only.
+        Pairs are then within a fold, and counts are summed over folds.
     folds : int
     seed : int
         Of the folds.
@@ -56,9 +56,10 @@ def group_association(
     Returns
     -------
     DataFrame, a row a column of `by`
-        by, similarity, percentile, n (wells), folds (0 without a fit), pairs, same, top_same, top_other, top_share (of
-        the top pairs, those of one group), expected_share (of all pairs), odds_ratio (half a pair added to each count),
-        nearest_share (wells whose nearest one is of their group), nearest_expected, reason (empty where defined).
+        by, similarity, percentile, n (wells), folds (0 without `held_out`), pairs, same, top_same, top_other, top_share
+        (of the top pairs, those of one group), expected_share (of all pairs), odds_ratio (half a pair added to each
+        count), nearest_share (wells whose nearest one is of their group), nearest_expected, reason (empty where
+        defined).
 
     Raises
     ------
@@ -74,14 +75,14 @@ def group_association(
     if not n:
         raise InputError("there are no controls; check the query that selects them")
     parts = [np.arange(n)]
-    if fit is not None:
+    if held_out is not None:
         if not 2 <= folds <= n // 3:
             raise InputError(f"folds={folds}: expected 2 to {n // 3}, for at least 3 of {n} wells in each")
         parts = [np.sort(part) for part in np.array_split(np.random.default_rng(seed).permutation(n), folds)]
     counts = {name: np.zeros(4, dtype=np.int64) for name in by}
     nearest: dict[str, list[npt.NDArray[np.float64]]] = {name: [] for name in by}
     for part in parts:
-        corrected = X if fit is None else fit(np.delete(X, part, axis=0))(X[part])
+        corrected = X if held_out is None else held_out(part)
         near = SIMILARITIES[similarity](corrected)
         for name in by:
             local = codes[name][part]
@@ -116,7 +117,7 @@ def group_association(
                 "similarity": similarity,
                 "percentile": percentile,
                 "n": n,
-                "folds": 0 if fit is None else folds,
+                "folds": 0 if held_out is None else folds,
                 "pairs": a + b + c + d,
                 "same": a + c,
                 "top_same": a,

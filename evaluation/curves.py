@@ -65,7 +65,7 @@ class PairOrder:
                 raise InputError(
                     f"{self.similarity.name}: a similarity is not finite; leave out the rows that cause it"
                 )
-            values[np.tril_indices(stop - start)] = -np.inf
+            values[:, : stop - start][np.tri(stop - start, dtype=bool)] = -np.inf
             if self.exclude is not None:
                 for codes in self.exclude.T:
                     same = (codes[start:stop, None] == codes[None, start:]) & (codes[start:stop, None] >= 0)

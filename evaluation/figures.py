@@ -16,7 +16,19 @@ from cytominer_tools.errors import InputError
 from evaluation.scores import SIMILARITIES, finite_features
 from evaluation.similarity import Floats, Similarity
 
-TITLES = {"precision_at_r": "Precision at R", "enrichment": "Enrichment (odds ratio)"}
+TITLES = {
+    "precision_at_r": "Precision at R",
+    "enrichment": "Enrichment (odds ratio)",
+    "mean_average_precision": "Mean average precision",
+    "nearest": "Nearest profile matches",
+    "hit_s20": "Hit@k, first 20 % (0 is random order, 0.9 the best)",
+    "robust_enrichment": "Robust enrichment (odds ratio)",
+    "percent_replicating": "Share of classes that replicate",
+    "precision_at_5": "Precision at 5",
+    "precision_at_10": "Precision at 10",
+    "recall_at_5": "Recall at 5",
+    "recall_at_10": "Recall at 10",
+}
 INK, GREY, ORANGE, BLUE = (
     "#222222",
     "#8a8a8a",

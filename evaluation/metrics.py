@@ -314,6 +314,32 @@ class TopPairs:
         _, i, j = self.pairs()
         return np.array([odds(*self._table(labels, i, j)) for labels in labellings], dtype=np.float64)
 
+    def robust_odds_ratios(self, labellings: Codes, percentiles: Sequence[float]) -> Floats:
+        """Of each row of `labellings` the geometric mean over `percentiles` of odds ratios, half a pair in each count.
+
+        The percentiles rise, and none is below that of the pairs; NaN without pairs.
+        """
+        if not self.n_pairs:
+            return np.full(len(labellings), np.nan)
+        self._trim()
+        values, i, j = self._parts[0]
+        at = np.asarray(percentiles, dtype=np.float64) / 100 * (self.n_pairs - 1)
+        low = np.floor(at).astype(np.int64) - self._below
+        high = np.minimum(low + 1, len(values) - 1)
+        ranked = np.partition(values, np.unique([low, high])).astype(np.float64)
+        thresholds = ranked[low] + (ranked[high] - ranked[low]) * (at - np.floor(at))
+        level = np.searchsorted(thresholds, values.astype(np.float64)).astype(np.int8)  # thresholds a pair is above
+        above = _at_least(np.bincount(level, minlength=len(at) + 1))
+        found = np.empty(len(labellings))
+        for k, labels in enumerate(labellings):
+            match = (labels[i] == labels[j]) & (labels[i] >= 0)
+            a = _at_least(np.bincount(level[match], minlength=len(at) + 1))
+            matches = int(_others_alike(labels, self.groups).sum()) // 2
+            b, c = above - a, matches - a
+            counts = np.stack([a, b, c, self.n_pairs - a - b - c]) + 0.5
+            found[k] = np.exp(np.log(counts[0] * counts[3] / (counts[1] * counts[2])).mean())
+        return found
+
     @property
     def _too_few(self) -> bool:
         """Whether the share above the percentile is less than one pair."""
@@ -354,6 +380,11 @@ def odds(a: int, b: int, c: int, d: int) -> float:
     if b * c:
         return a * d / (b * c)
     return np.inf if a * d else np.nan
+
+
+def _at_least(counts: Codes) -> Codes:
+    """How many are at 1 or more, at 2 or more, and so on, from how many are at 0, 1, ..."""
+    return np.cumsum(counts[:0:-1])[::-1]
 
 
 def _count(number: int, word: str) -> str:

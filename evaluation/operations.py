@@ -7,7 +7,9 @@ many. What crashed is defined: a group without replicates is NaN.
 """
 
 import itertools
+import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 import numpy as np
@@ -21,9 +23,10 @@ from cytominer_tools.errors import InputError
 from evaluation.curves import PairOrder
 from evaluation.metrics import Codes, odds
 from evaluation.scores import finite_features
-from evaluation.similarity import Floats, Floats32, Similarity, pearson, precomputed
+from evaluation.similarity import Floats, Floats32, Similarity, held, pearson, precomputed
 
 OPERATIONS = ("replicate_reproducibility", "precision_recall", "grit", "mp_value", "enrichment", "hitk")
+_AT_ONCE = 64  # groups of mp_value
 _HELD = 1 << 26  # similarities kept in memory, 256 MB; above that rows are made when they are read
 
 
@@ -163,7 +166,7 @@ def _similarity(X: Floats, metric: str) -> Similarity:
         return precomputed(_kendall(X), "kendall")
     else:
         raise InputError(f"similarity_metric {metric!r} is not known; choose one of pearson, spearman, kendall")
-    return precomputed(found.rows(0, found.n), metric) if found.n**2 <= _HELD else found
+    return held(found, metric) if found.n**2 <= _HELD else found
 
 
 def _kendall(X: Floats) -> Floats:
@@ -340,18 +343,35 @@ def _mp_value(
             f"grit_control_perts: {is_control.sum()} row(s) of {column} are controls; at least 2 are needed"
         )
     control = X[is_control]
-    found = []
     # missing values are no group here, in the peer as well
-    with threadpool_limits(1):  # thousands of matrices of some twenty rows
-        for value, part in profiles.groupby(column, sort=True, observed=True):
-            found.append({column: value, "mp_value": _mp(X[part.index.to_numpy()], control, draws, rng)})
-    return pd.DataFrame(found, columns=[column, "mp_value"])
+    groups = [(value, part.index.to_numpy()) for value, part in profiles.groupby(column, sort=True, observed=True)]
+    found: list[float] = []
+    # thousands of matrices of some twenty rows: a thread a group, none inside one
+    with threadpool_limits(1), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for start in range(0, len(groups), _AT_ONCE):
+            some = [rows for _, rows in groups[start : start + _AT_ONCE]]
+            # drawn here, in the order of groups, so that threads change nothing
+            members = [_members(len(rows), len(rows) + len(control), draws, rng) for rows in some]
+            found += pool.map(lambda rows, member: _mp(X[rows], control, member), some, members)
+    return pd.DataFrame({column: [value for value, _ in groups], "mp_value": found}, columns=[column, "mp_value"])
 
 
-def _mp(pert: Floats, control: Floats, draws: int, rng: Any) -> float:
+def _members(k: int, n: int, draws: int, rng: Any) -> npt.NDArray[np.bool_]:
+    """Which of n rows are called the profiles: the first k, then in each of `draws` permutations."""
+    member = np.zeros((draws + 1, n), dtype=bool)
+    member[:, :k] = True
+    if isinstance(rng, np.random.Generator):
+        rng.permuted(member[1:], axis=1, out=member[1:])
+    else:  # numpy's older generator, of which the peer draws one permutation at a time
+        for row in member[1:]:
+            row[:] = rng.permutation(member[0])
+    return member
+
+
+def _mp(pert: Floats, control: Floats, member: npt.NDArray[np.bool_]) -> float:
     """Share of permutations whose squared Mahalanobis distance from the controls reaches that of the profiles."""
     joined = np.concatenate([pert, control])
-    k, n = len(pert), len(joined)
+    n = len(joined)
     joined = joined - joined.mean(axis=0)
     gram = joined @ joined.T
     values, vectors = np.linalg.eigh(gram)
@@ -362,13 +382,6 @@ def _mp(pert: Floats, control: Floats, draws: int, rng: Any) -> float:
     # the fewest components that hold 90 % of the variance
     r = min(int(np.searchsorted(np.cumsum(values / total), 0.9, side="right")) + 1, n)
     scores = vectors[:, :r] * np.sqrt(values[:r])
-    member = np.zeros((draws + 1, n), dtype=bool)
-    member[:, :k] = True
-    if isinstance(rng, np.random.Generator):
-        rng.permuted(member[1:], axis=1, out=member[1:])
-    else:  # numpy's older generator, of which the peer draws one permutation at a time
-        for row in member[1:]:
-            row[:] = rng.permutation(member[0])
     distance = _mahalanobis(scores, member)
     # numerically equal is equal: a permutation that leaves the labels as they are
     return float((distance[1:] >= distance[0] * (1 - 1e-9)).mean())

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -11,11 +12,16 @@ from cytominer_tools.columns import COUNT, feature_columns, metadata_columns, re
 from cytominer_tools.errors import InputError
 from cytominer_tools.queries import select as select_rows
 from evaluation.baselines import Null, can_move, permuted_labels
-from evaluation.metrics import Codes, Enrichment, Neighbours, PerQuery, R, TopPairs, sweep
+from evaluation.curves import percent_replicating
+from evaluation.metrics import Codes, Consumer, Enrichment, Neighbours, PerQuery, R, TopPairs, sweep
 from evaluation.similarity import Floats, Similarity, cosine, count_similarity, pearson
+from evaluation.standing import RANKED, Standing
 
 SIMILARITIES = {"cosine": cosine, "pearson": pearson}
 BASELINES = ("permutation", "cell_count")
+ROBUST, REPLICATING = "robust_enrichment", "percent_replicating"
+METRICS = (*RANKED, ROBUST, REPLICATING)  # beside precision at R and enrichment, which are always there
+_PERCENTILES = (97.5, 98.0, 98.5, 99.0, 99.5)  # of robust enrichment
 
 
 @dataclass(frozen=True)
@@ -25,10 +31,12 @@ class Scores:
     Attributes
     ----------
     table : DataFrame, one row a score
-        score, labels, similarity, setting, value, n (queries with a match, or pairs), reason (text; empty where the
-        value is defined), chance, permutation_mean, permutation_95, p, cell_count, notes (text: why a baseline is NaN).
+        score, labels, similarity, setting, value, n (queries with a match; of enrichment pairs, of percent replicating
+        classes), reason (text; empty where the value is defined), chance, permutation_mean, permutation_95, p,
+        cell_count, notes (text: why a baseline is NaN), across (text: the columns in which compared profiles differ).
     queries : DataFrame, one row a query, in the order of the profiles
-        Its other metadata, label, precision_at_r, n_matches, n_candidates, first_rank.
+        Its other metadata, label, precision_at_r, n_matches, n_candidates, first_rank; and, of the metrics that were
+        asked for, average_precision.
     selection : DataFrame, one row a rule, in the order they were applied
         rule, rows_removed, rows_left, classes_left.
     """
@@ -40,12 +48,17 @@ class Scores:
 
 @dataclass(frozen=True)
 class _Measured:
-    """One similarity, the real labels first, then each permutation."""
+    """One similarity; of each score the real labels first, then each permutation."""
 
     queries: PerQuery
-    precisions: Floats
     enrichment: Enrichment
-    odds_ratios: Floats
+    values: dict[str, Floats]
+    average_precision: Floats | None
+    classes: int  # behind percent replicating
+
+    def value(self, name: str) -> float:
+        """By the real labels."""
+        return self.enrichment.odds_ratio if name == "enrichment" else float(self.values[name][0])
 
 
 def score(
@@ -54,6 +67,7 @@ def score(
     labels: str,
     features: Sequence[str] | Literal["infer"] = "infer",
     similarity: str = "cosine",
+    metrics: Sequence[str] = (),
     exclude_same: str | Sequence[str] = (),
     select: str | None = None,
     min_class_size: int = 2,
@@ -77,6 +91,12 @@ def score(
         The column whose equal values should lie close together, such as the MOA. Compared whole: "a|b" is not "a".
     features : list of names, or "infer"
     similarity : "cosine" or "pearson"
+    metrics : names among "mean_average_precision", "nearest", "hit_s20", "precision_at_5", "precision_at_10", \
+            "recall_at_5", "recall_at_10", "robust_enrichment" and "percent_replicating"
+        What is scored beside precision at R and enrichment. "nearest" is the share of queries whose nearest candidate
+        matches; "hit_s20" is that of `hit_curve`; "robust_enrichment" is the geometric mean over the percentiles 97.5
+        to 99.5 of odds ratios with half a pair added to each count. "percent_replicating" is not permuted: by its own
+        definition 5 % of random classes replicate.
     exclude_same : column name or names
         Pairs with the same value in any of them are no candidates; a missing value is shared with none.
     select : str, optional
@@ -109,6 +129,8 @@ def score(
     require_columns(profiles, within, "permute_within")
     if similarity not in SIMILARITIES:
         raise InputError(f"similarity {similarity!r} is not known; choose one of {', '.join(SIMILARITIES)}")
+    if unknown := [name for name in metrics if name not in METRICS]:
+        raise InputError(f"metric {unknown[0]!r} is not known; choose among {', '.join(METRICS)}")
     if unknown := [name for name in baselines if name not in BASELINES]:
         raise InputError(f"baseline {unknown[0]!r} is not known; choose among {', '.join(BASELINES)}")
     names = feature_columns(profiles, features)
@@ -130,72 +152,100 @@ def score(
             notes.append(f"permutation: {where}, so nothing can be shuffled")
         else:
             shuffled = permuted_labels(codes, groups, n=permutations, rng=np.random.default_rng(seed))
-    measured = _measure(
-        SIMILARITIES[similarity](finite_features(kept, names)), codes, shuffled, exclude, r=r, percentile=percentile
-    )
+    extra = list(dict.fromkeys(metrics))
+    measure = partial(_measure, r=r, percentile=percentile, metrics=extra, seed=seed)
+    measured = measure(SIMILARITIES[similarity](finite_features(kept, names)), codes, shuffled, exclude)
     cells: _Measured | None = None
     if "cell_count" in baselines:
         try:
             if counts not in kept:
                 raise InputError(f"the profiles have no column {counts}")
-            cells = _measure(
-                count_similarity(_numbers(kept[counts])), codes, shuffled[:0], exclude, r=r, percentile=percentile
-            )
+            cells = measure(count_similarity(_numbers(kept[counts])), codes, shuffled[:0], exclude)
         except InputError as error:
             notes.append(f"cell_count: {str(error).splitlines()[0]}")
 
     shared = {"labels": labels, "similarity": similarity}
     queries, odds = measured.queries, measured.enrichment
     has_match = queries.n_matches > 0
-    precision_reason = "" if has_match.any() else _no_match(len(kept), labels, exclude_columns, min_class_size)
-    # permutations that come out infinite still count, so p compares with what `value` would be, not with its NaN
-    table = pd.DataFrame(
-        [
+    no_match = "" if has_match.any() else _no_match(len(kept), labels, exclude_columns, min_class_size)
+    rows = []
+    for name in ("precision_at_r", "enrichment", *extra):
+        value, reason, n, chance, setting = measured.value(name), no_match, int(has_match.sum()), np.nan, ""
+        if name == "precision_at_r":
+            setting, chance = f"R = {'matches' if r == 'matches' else 'class size'}", _chance(queries, r)
+        elif name == "enrichment":
+            setting, reason, n = f"percentile = {percentile:g}", odds.reason, odds.n_pairs
+            chance = np.nan if reason else 1.0
+        elif name == ROBUST:
+            setting, n = f"percentiles {_PERCENTILES[0]:g} to {_PERCENTILES[-1]:g}", odds.n_pairs
+            if not reason and not odds.above_other + odds.below_other:
+                reason = f"all of the {n} pairs share a label"
+            value, chance = (np.nan, np.nan) if reason else (value, 1.0)
+        elif name == REPLICATING:
+            setting, n, chance = "95th percentile of 1000 draws", measured.classes, np.nan if reason else 0.05
+            if not reason and np.isnan(value):
+                reason = "no class has a null: there are fewer classes than profiles in one"
+                chance = np.nan
+        else:
+            metric = RANKED[name]
+            setting, matches = metric.setting, queries.n_matches[has_match]
+            n = int(matches.sum()) if metric.by_match else n
+            expected = metric.chance(matches, queries.n_candidates[has_match])
+            chance = float(np.average(expected, weights=matches if metric.by_match else None)) if n else np.nan
+        lost = "" if cells is None or name != "enrichment" or reason else cells.enrichment.reason
+        # permutations that come out infinite still count, so p compares with what `value` would be, not with its NaN
+        null = measured.values[name]
+        rows.append(
             {
-                "score": "precision_at_r",
+                "score": name,
                 **shared,
-                "setting": f"R = {'matches' if r == 'matches' else 'class size'}",
-                "value": measured.precisions[0],
-                "n": int(has_match.sum()),
-                "reason": precision_reason,
-                "chance": _chance(queries, r),
-                **_baselines(
-                    measured.precisions, measured.precisions[0], cells.precisions[0] if cells else np.nan, "", notes
-                ),
-            },
-            {
-                "score": "enrichment",
-                **shared,
-                "setting": f"percentile = {percentile:g}",
-                "value": odds.odds_ratio,
-                "n": odds.n_pairs,
-                "reason": odds.reason,
-                "chance": np.nan if odds.reason else 1.0,
-                **_baselines(
-                    measured.odds_ratios,
-                    odds.odds_ratio,
-                    cells.enrichment.odds_ratio if cells else np.nan,
-                    cells.enrichment.reason if cells and not odds.reason else "",
-                    notes,
-                ),
-            },
-        ]
-    )
-    return Scores(table, _queries(kept, labels, queries), selection)
+                "setting": setting,
+                "value": value,
+                "n": n,
+                "reason": reason,
+                "chance": chance,
+                **_baselines(null, value, cells.value(name) if cells and not no_match else np.nan, lost, notes),
+                "across": ", ".join(exclude_columns),
+            }
+        )
+    per_query = _queries(kept, labels, queries)
+    if measured.average_precision is not None:
+        per_query["average_precision"] = measured.average_precision
+    return Scores(pd.DataFrame(rows), per_query, selection)
 
 
 def _measure(
-    similarity: Similarity, codes: Codes, shuffled: Codes, exclude: Codes, *, r: R, percentile: float
+    similarity: Similarity,
+    codes: Codes,
+    shuffled: Codes,
+    exclude: Codes,
+    *,
+    r: R,
+    percentile: float,
+    metrics: Sequence[str],
+    seed: int,
 ) -> _Measured:
+    labellings = np.concatenate([codes[None, :], shuffled])
     near = Neighbours(codes, shuffled, exclude, r=r)
     top = TopPairs(len(codes), exclude, percentile=percentile)
-    sweep(similarity, exclude, [near, top])
-    return _Measured(
-        near.per_query(),
-        near.means(),
-        top.enrichment(codes),
-        top.odds_ratios(np.concatenate([codes[None, :], shuffled])),
-    )
+    ranked = [name for name in metrics if name in RANKED]
+    standing = Standing(labellings, ranked)
+    more = TopPairs(len(codes), exclude, percentile=_PERCENTILES[0])
+    asked: list[Consumer] = [near, top, *([standing] if ranked else []), *([more] if ROBUST in metrics else [])]
+    sweep(similarity, exclude, asked)
+    values = {"precision_at_r": near.means(), "enrichment": top.odds_ratios(labellings)}
+    values |= dict(zip(ranked, standing.means(), strict=True))
+    if ROBUST in metrics:
+        values[ROBUST] = more.robust_odds_ratios(labellings, _PERCENTILES)
+    classes = 0
+    if REPLICATING in metrics:
+        table = percent_replicating(similarity, codes, exclude=exclude, rng=np.random.default_rng(seed))
+        table = table[table["null_95"].notna()]
+        classes = len(table)
+        values[REPLICATING] = np.array([table["replicates"].mean() if classes else np.nan])
+    ap = "mean_average_precision"
+    average = standing.values[ranked.index(ap), 0] if ap in ranked else None
+    return _Measured(near.per_query(), top.enrichment(codes), values, average, classes)
 
 
 def _select(

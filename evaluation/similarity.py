@@ -175,6 +175,11 @@ def precomputed(matrix: npt.ArrayLike, name: str = "precomputed") -> Similarity:
     return _Matrix(name, matrix)
 
 
+def held(similarity: Similarity, name: str) -> Similarity:
+    """`similarity` as a matrix in memory, under another name; for small n."""
+    return _Matrix(name, similarity.rows(0, similarity.n))
+
+
 def _unit_rows(X: npt.ArrayLike, *, center: bool) -> Floats:
     X = np.asarray(X)
     if X.ndim != 2:

@@ -148,7 +148,8 @@ def write_treatments(
 ) -> str:
     """Write the chosen treatments with their strength, strongest first, and return the query that selects their wells.
 
-    The query goes into `export.select` or `train.select` of a study.
+    A study takes the file as `export.treatments` and `train.treatments`, and the query as `export.query` and
+    `train.select`.
 
     Parameters
     ----------

@@ -199,7 +199,14 @@ _model_option = click.option(
 )
 _recipe_option = click.option("--recipe", help="One of profiles.recipe, or another; by default all of profiles.recipe.")
 _AFTER = ("aggregate", "normalize", "consensus", "score")  # of a set of features
+_sweep_option = click.option(
+    "--sweep",
+    type=click.Path(path_type=Path),
+    help="A YAML file with lists of values, such as `train.batch: [32, 64]`: a training for each combination, and "
+    "the table of all.",
+)
 _OPTIONS = {
+    "train": (_sweep_option,),
     "locate": (_preview_option, _part_option),
     "export": (_format_option, _part_option),
     "profile": (_epoch_option, _part_option, _devices_option),
@@ -227,6 +234,9 @@ def _stage(name: str, module: str, function: str, doc: str) -> None:
 
             path = str(preview_study(_study(study)))
             click.echo(json.dumps({"preview": path}) if as_json else f"{path}: look at it; no cells were written")
+            return
+        if chosen.get("sweep"):
+            _sweep(_study(study), chosen["sweep"], as_json)
             return
         settings, model, recipe = _stage_settings(chosen), chosen.get("model"), chosen.get("recipe")
         if reads_images:
@@ -296,6 +306,17 @@ def _stage_settings(chosen: dict[str, Any]) -> dict[str, Any]:
     return settings
 
 
+def _sweep(study: "Study", path: Path, as_json: bool) -> None:
+    with _quiet_keras():
+        from deepprofile.sweep import run_sweep
+    from deepprofile.compare import compare_studies
+
+    _report(run_sweep(study, path), as_json)
+    found = compare_studies([study])
+    if not as_json:
+        click.echo("\n".join(["", *found.lines(), f"{found.folder}: compare.csv, compare.json, compare.png"]))
+
+
 @main.command()
 @strict_option
 @stage_options
@@ -330,6 +351,89 @@ for _name, _module, _function, _doc in (
 for _name in TABLES:
     if _name not in main.commands:
         _table_command(_name)
+
+
+@main.command()
+@click.argument("studies", metavar="STUDY...", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--profiles", metavar="NAME=FILE", multiple=True, help="Profiles from elsewhere; may be repeated.")
+@click.option(
+    "--level",
+    type=click.Choice(["treatments", "replicates"]),
+    help="Treatments by MOA, or wells by treatment; by default treatments where a MOA is known.",
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Where to; by default scores/ of the first study.")
+@click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")
+def compare(studies: tuple[Path, ...], profiles: tuple[str, ...], level: Any, out: Path | None, as_json: bool) -> None:
+    """Score all runs of some studies on the same profiles: one table, intervals, paired tests, curves."""
+    read = [_study(path) for path in studies or (Path("."),)]
+    from deepprofile.compare import compare_studies
+
+    named = dict(one.partition("=")[::2] for one in profiles)
+    if bad := [one for one in profiles if "=" not in one]:
+        raise InputError(f"--profiles {bad[0]}: expected NAME=FILE")
+    found = compare_studies(read, profiles=named, level=level, out=out)
+    if as_json:
+        click.echo((found.folder / "compare.json").read_text("utf-8"), nl=False)
+    else:
+        click.echo("\n".join([*found.lines(), f"{found.folder}: compare.csv, compare.json, compare.png"]))
+
+
+@main.command()
+@study_argument
+@click.option("--of", help="A treatment, or a file of profiles; by default all treatments.")
+@click.option("-k", default=10, show_default=True, type=click.IntRange(min=1), help="Neighbours of each.")
+@click.option("--reverse", is_flag=True, help="The most opposite instead: what undoes a phenotype.")
+@click.option("--among", type=click.Path(path_type=Path), help="Look among the profiles of this file, such as genes.")
+@click.option("--targets", help="With --among: the column that names the known targets of a treatment.")
+@_model_option
+@_recipe_option
+@click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON.")
+def neighbours(
+    study: Path,
+    of: str | None,
+    k: int,
+    reverse: bool,
+    among: Path | None,
+    targets: str | None,
+    model: str | None,
+    recipe: str | None,
+    as_json: bool,
+) -> None:
+    """Find the treatments most like one, or most opposite to it, and call the MOA of those without."""
+    from deepprofile.neighbours import find_neighbours
+
+    read = _study(study)
+    read = read.with_features(model) if model else read.feature_sets[0]
+    read = read.with_recipe(recipe or read.profiles.recipes[0])
+    found = find_neighbours(read, of, k=k, reverse=reverse, among=among, targets=targets)
+    if as_json:
+        click.echo((found.folder / "neighbours.json").read_text("utf-8"), nl=False)
+    else:
+        click.echo(
+            "\n".join([*found.lines(), f"{found.folder}: {', '.join(sorted(p.name for p in found.folder.iterdir()))}"])
+        )
+
+
+@main.group()
+def recipe() -> None:
+    """Choose among recipes."""
+
+
+@recipe.command()
+@stage_options
+@_model_option
+@click.option("--recipe", "names", multiple=True, help="Only these; by default the built-in ones and the study's own.")
+@click.option("--folds", default=5, show_default=True, type=click.IntRange(min=2), help="Of the compounds.")
+def search(study: Path, model: str | None, names: tuple[str, ...], folds: int, as_json: bool) -> None:
+    """Rank recipes, and score the winner on compounds that had no say in the choice."""
+    from deepprofile.recipe_search import search_recipes
+
+    read = _study(study)
+    found = search_recipes(read.with_features(model) if model else read.feature_sets[0], names, folds=folds)
+    if as_json:
+        click.echo(found.path.with_suffix(".json").read_text("utf-8"), nl=False)
+    else:
+        click.echo("\n".join([*found.lines(), f"{found.path}: the table; its splits in recipes.json"]))
 
 
 @main.command()

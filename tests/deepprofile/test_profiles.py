@@ -6,7 +6,9 @@ from study_factory import configure, edit_index, run
 
 from cytominer_tools.columns import COUNT, METADATA, PLATE, WELL
 from cytominer_tools.errors import InputError
-from cytominer_tools.tables import read_table
+from cytominer_tools.tables import read_table, write_table
+from deepprofile.checks import check_study
+from deepprofile.crop_selection import read_treatments
 from deepprofile.profiles import (
     CONSENSUS,
     NORMALIZED,
@@ -131,10 +133,16 @@ def test_wells_without_a_treatment(fresh):
 def test_scores_stand_beside_their_baselines(finished):
     table = read_table(finished.scores_folder / "scores.csv")
     assert table[["profiles", "score"]].to_records(index=False).tolist() == [
-        ("replicates", "precision_at_r"),
-        ("replicates", "enrichment"),
-        ("treatments", "precision_at_r"),
-        ("treatments", "enrichment"),
+        (level, score)
+        for level in ("replicates", "treatments")
+        for score in (
+            "precision_at_r",
+            "enrichment",
+            "mean_average_precision",
+            "nearest",
+            "hit_s20",
+            "robust_enrichment",
+        )
     ]
     first = table.iloc[0]
     assert first["labels"] == COMPOUND
@@ -145,8 +153,8 @@ def test_scores_stand_beside_their_baselines(finished):
     assert 0 <= first["cell_count"] <= 1
     assert np.isnan(table["value"][1])
     assert "66 pairs" in table["reason"][1]
-    assert table["labels"][2] == "Metadata_MOA"
-    assert table["n"][2] == 2
+    assert table["labels"][6] == "Metadata_MOA"
+    assert table["n"][6] == 2
     names = {p.name for p in finished.scores_folder.iterdir()}
     assert {"scores.csv", "scores.json", "selection.csv", "queries_replicates.csv", "scores.png"} <= names
 
@@ -219,3 +227,79 @@ def test_profiles_of_other_settings_are_not_taken_for_current(done):
         score_profiles(other)
     consensus_profiles(other)
     assert score_profiles(other).made == 1
+
+
+def test_scores_across_plates_and_of_compounds_only(done):
+    study = configure(
+        done.root,
+        scores={"across": ["plates", "positions"], "compounds_only": True, "metrics": ["nearest"], "strongest": 1},
+    )
+    score_profiles(study)
+    table = read_table(study.scores_folder / "scores.csv")
+    across = table["across"].fillna("")
+    replicates = table["profiles"] == "replicates"
+    assert across[replicates].tolist() == [""] * 3 + [PLATE] * 3 + [WELL] * 3
+    assert across[~replicates].tolist() == [""] * 3  # treatments are of many plates
+    nearest = table[replicates & (table["score"] == "nearest")]
+    assert nearest["n"].tolist() == [8, 8, 8]
+    # of seven others three match; two of four on the other plate; two of six in other positions
+    assert nearest["chance"].tolist() == pytest.approx([3 / 7, 2 / 4, 2 / 6])
+    selection = read_table(study.scores_folder / "selection.csv")
+    assert selection["rule"][1] == f"select: not ({COMPOUND} == 'DMSO')"
+    assert selection["rows_removed"][1] == 4
+    assert any("replicates by Compound, across Plate" in line for line in score_lines(study))
+
+
+def test_the_strongest_treatments_can_be_exported_and_trained_on(done):
+    study = configure(done.root, scores={"strongest": 1})
+    score_profiles(study)
+    strong = read_table(study.scores_folder / "strong.csv")
+    assert strong.columns.tolist() == [COMPOUND, "Metadata_Strength"]
+    profiles = read_table(study.profiles_folder / CONSENSUS)
+    controls = read_table(study.profiles_folder / NORMALIZED).query(f"{COMPOUND} == 'DMSO'")[features_of(profiles)]
+    away = np.linalg.norm(profiles[features_of(profiles)] - controls.mean(), axis=1)
+    treated = (profiles[COMPOUND] != "DMSO").to_numpy()
+    assert strong[COMPOUND].tolist() == [profiles[COMPOUND][np.flatnonzero(treated)[away[treated].argmax()]]]
+    assert read_treatments(study.scores_folder / "strong.csv", COMPOUND) == strong[COMPOUND].tolist()
+
+
+@pytest.mark.parametrize(
+    ("listed", "level", "words"),
+    [
+        (["aaa", "bbb"], None, ""),
+        (["aaa", "zzz"], "warning", "1 of 2 treatments in strong.csv are not in Metadata_Compound: zzz"),
+        (["yyy", "zzz"], "error", "2 of 2 treatments in strong.csv are not in Metadata_Compound: yyy, zzz"),
+    ],
+)
+def test_check_says_which_listed_treatments_are_there(fresh, listed, level, words):
+    write_table(pd.DataFrame({COMPOUND: listed, "Metadata_Strength": [2.0, 1.0]}), fresh.root / "strong.csv")
+    study = configure(fresh.root, export={"treatments": "strong.csv"})
+    found = [one for one in check_study(study) if one.place == "study.yaml export.treatments"]
+    assert [(one.level, one.what) for one in found] == ([(level, words)] if level else [])
+
+
+def test_batches_stand_beside_what_is_expected(done):
+    table = read_table(done.scores_folder / "batch.csv")
+    assert table["profiles"].unique().tolist() == ["wells", "normalized, held out"]
+    assert table["by"][:4].tolist() == [PLATE, "well row", "well column", WELL]
+    first = table.iloc[0]
+    assert (first["n"], first["pairs"], first["same"]) == (4, 6, 2)
+    assert first["expected_share"] == pytest.approx(2 / 6)
+    # four controls cannot be split into folds of three
+    assert table["reason"][4:].str.contains("folds=1: expected").all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"columns": {"moa": "Metadata_MOA"}, "scores": {"across": ["batches"]}}, "name the column of the batches"),
+        ({"controls": None, "scores": {"compounds_only": True}}, "say which wells are controls"),
+    ],
+)
+def test_words_of_scores(done, changes, words):
+    study = configure(done.root, profiles={"fit": "all"} if "controls" in changes else {}, **changes)
+    if "controls" in changes:
+        normalize_wells(study)
+        consensus_profiles(study)
+    with pytest.raises(InputError, match=words):
+        score_profiles(study)

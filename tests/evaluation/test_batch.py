@@ -42,12 +42,14 @@ def test_a_correction_is_judged_on_wells_it_has_not_seen():
     fitted = table.copy()
     fitted[names] = whiten(table[names].to_numpy())(table[names].to_numpy())
     naive = group_association(fitted, ["Metadata_Batch"], features=names, percentile=95).iloc[0]
-    fair = group_association(table, ["Metadata_Batch"], features=names, percentile=95, fit=whiten, folds=4).iloc[0]
+    X = table[names].to_numpy()
+    unseen = lambda part: whiten(np.delete(X, part, axis=0))(X[part])  # noqa: E731
+    fair = group_association(table, ["Metadata_Batch"], features=names, percentile=95, held_out=unseen, folds=4).iloc[0]
     assert abs(naive["top_share"] - naive["expected_share"]) < 0.1
     assert fair["top_share"] > fair["expected_share"] + 0.05
     assert fair["folds"] == 4
-    again = group_association(table, ["Metadata_Batch"], features=names, percentile=95, fit=whiten, folds=4).iloc[0]
-    assert fair.equals(again)
+    again = group_association(table, ["Metadata_Batch"], features=names, percentile=95, held_out=unseen, folds=4)
+    assert fair.equals(again.iloc[0])
 
 
 def test_one_batch_is_nan_with_the_reason():
@@ -82,12 +84,23 @@ def test_mixing():
         mixing(cosine(table[FEATURES]), table["Metadata_Batch"].to_numpy(), k=400)
 
 
+def test_mixing_is_a_chi_square_test_of_each_neighbourhood():
+    table = wells(0.4, n=60)
+    batch, near = table["Metadata_Batch"].to_numpy(), cosine(table[FEATURES])
+    _, p = mixing(near, batch, k=12)
+    values = near.rows(0, 60)
+    np.fill_diagonal(values, -9)
+    for row in (0, 17, 59):
+        seen = np.bincount(batch[np.argsort(-values[row])[:12]], minlength=4)
+        assert p[row] == pytest.approx(stats.chisquare(seen, np.bincount(batch) / 60 * 12).pvalue)
+
+
 def test_words():
     with pytest.raises(InputError, match="by: no column 'Metadata_Plate'"):
         group_association(wells(), ["Metadata_Plate"])
     with pytest.raises(InputError, match="there are no controls"):
         group_association(wells().iloc[:0], ["Metadata_Batch"])
     with pytest.raises(InputError, match="folds=60: expected 2 to 40"):
-        group_association(wells(), ["Metadata_Batch"], fit=whiten, folds=60)
+        group_association(wells(), ["Metadata_Batch"], held_out=lambda part: whiten, folds=60)
     with pytest.raises(InputError, match="all profiles are equal"):
         component_association(wells().assign(**dict.fromkeys(FEATURES, 1.0)), ["Metadata_Batch"])

@@ -4,6 +4,7 @@ import pytest
 
 from cytominer_tools.errors import InputError
 from evaluation import evaluate
+from evaluation.similarity import pearson
 
 SAMPLE, MOA, DOSE = "Metadata_broad_sample", "Metadata_moa", "Metadata_mg_per_ml"
 
@@ -117,6 +118,30 @@ def test_grit_is_the_peers(lincs):
     assert got["grit"].max() == pytest.approx(0.999013, abs=1e-6)
     median = run(lincs, groups, "grit", grit_control_perts=["DMSO"], grit_replicate_summary_method="median")
     assert median["grit"].sum() == pytest.approx(0.5104819340293426, rel=1e-6)
+
+
+@pytest.mark.data
+def test_grit_of_doses_is_the_peers(lincs):
+    dose = lincs[SAMPLE] + "_" + lincs[DOSE].round(4).astype(str)
+    table = pd.concat([lincs, dose.rename("Metadata_treatment")], axis=1)
+    groups = {"profile_col": "Metadata_treatment", "replicate_group_col": SAMPLE}
+    got = run(table, groups, "grit", grit_control_perts=["DMSO_0.0"])
+    assert (len(got), int(got["grit"].isna().sum())) == (339, 3)
+    assert got["grit"].sum() == pytest.approx(493.8291954993355, rel=1e-7)
+    assert got["grit"].max() == pytest.approx(7.860289, abs=1e-6)
+    median = run(table, groups, "grit", grit_control_perts=["DMSO_0.0"], grit_replicate_summary_method="median")
+    assert median["grit"].sum() == pytest.approx(511.84623637233096, rel=1e-7)
+    assert median["grit"].max() == pytest.approx(9.087752, abs=1e-6)
+
+
+@pytest.mark.data
+def test_similarities_are_the_peers(lincs):
+    features = [c for c in lincs if not c.startswith("Metadata_")]
+    near = pearson(lincs[features]).rows(0, len(lincs)).astype(float)[~np.eye(len(lincs), dtype=bool)]
+    assert len(near) == 147072
+    assert near.mean() == pytest.approx(0.004608984393163038, rel=1e-6)
+    assert near.std(ddof=1) == pytest.approx(0.2776307305623376, rel=1e-6)
+    assert (near.min(), near.max()) == pytest.approx((-0.7959423878257889, 0.9852974137238092), rel=1e-6)
 
 
 @pytest.mark.data

@@ -1,0 +1,263 @@
+"""One table of runs: every model, recipe and epoch of some studies, and profiles from elsewhere, on the same rows."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from cytominer_tools.aggregation import consensus
+from cytominer_tools.columns import METADATA, PLATE, WELL, metadata_columns, require_columns
+from cytominer_tools.errors import InputError
+from cytominer_tools.files import atomic_path
+from cytominer_tools.queries import select
+from cytominer_tools.tables import read_table, write_table
+from deepprofile.profiles import CONSENSUS, NORMALIZED, SELECTED
+from deepprofile.schedules import best_epoch
+from deepprofile.scoring import scored_rows
+from deepprofile.study import Study
+from evaluation.comparison import SCORES, Comparison, compare_runs, comparison_figure
+
+Level = Literal["treatments", "replicates"]
+_EPOCH = re.compile(r"(?:^|/)models/([^/]+)/(?:epochs/0*(\d+)|model|best)\.keras$")
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Where a comparison was written, and what it found.
+
+    Attributes
+    ----------
+    folder : Path
+        Holds compare.csv, compare.json and compare.png.
+    table : DataFrame, a row a run
+        run, study, model, recipe, epoch, the columns of `evaluation.comparison.Comparison.table`, train_accuracy,
+        val_accuracy, and batch_before, batch_after (odds ratio of control wells that share their batch, or plate where
+        there are no batches; after normalization by wells held out), batch_share_before, batch_share_after and
+        batch_expected (of the top pairs, and of all).
+    comparison : Comparison
+    """
+
+    folder: Path
+    table: pd.DataFrame
+    comparison: Comparison
+
+    def lines(self) -> list[str]:
+        """The table as text, the tests against its first run, and the profiles that were compared."""
+        head = [
+            "run",
+            "enrichment",
+            "precision at R",
+            "mAP",
+            "train acc",
+            "val acc",
+            "batch before",
+            "batch after",
+            "n",
+        ]
+        rows = [head]
+        for row in self.table.to_dict("records"):
+            scores = [f"{_number(row[s])} ({_number(row[f'{s}_low'])}-{_number(row[f'{s}_high'])})" for s in SCORES]
+            others = [_number(row[c]) for c in ("train_accuracy", "val_accuracy", "batch_before", "batch_after")]
+            rows.append([str(row["run"]), *scores, *others, f"{row['n']:,}"])
+        widths = [max(len(row[at]) for row in rows) for at in range(len(head))]
+        lines = ["  ".join(c.ljust(w) if not i else c.rjust(w) for i, (c, w) in enumerate(zip(r, widths, strict=True)))
+                 for r in rows]  # fmt: skip
+        first = self.table["run"].iloc[0]
+        for row in self.comparison.pairs[self.comparison.pairs["against"] == first].to_dict("records"):
+            if np.isfinite(row["difference"]):
+                sign = "x" if row["score"] == "enrichment" else "+"
+                lines.append(
+                    f"{row['run']} against {first}, {row['score']}: {sign} {_number(row['difference'])} "
+                    f"({_number(row['low'])} to {_number(row['high'])}), p = {_number(row['p'])}"
+                )
+        funnel = ", ".join(f"{rule}: {rows}" for rule, rows in self.comparison.selection.itertuples(index=False))
+        lines.append(f"Compared, {self.table['labels'].iloc[0].removeprefix(METADATA)}: {funnel}.")
+        reasons = [reason for reason in self.table["reason"].unique() if reason]
+        return [*lines, *(f"Enrichment: {reason}" for reason in reasons)]
+
+
+@dataclass(frozen=True)
+class _Run:
+    name: str
+    about: dict[str, Any]
+    profiles: pd.DataFrame
+
+
+def compare_studies(
+    studies: Sequence[Study],
+    *,
+    profiles: Mapping[str, str | Path] | None = None,
+    level: Level | None = None,
+    out: Path | None = None,
+) -> Compared:
+    """Write compare.csv, compare.json and compare.png: all runs of `studies`, on the profiles that all of them have.
+
+    A run is a folder profiles/MODEL/RECIPE. Labels, the query of `scores` and the key of a profile are those of the
+    first study; columns of the others are named as in it.
+
+    Parameters
+    ----------
+    studies : list of Study
+    profiles : dict, name -> file
+        Tables of profiles from elsewhere, such as those of an ImageNet network or CellProfiler. Wells become treatments
+        by the median.
+    level : "treatments" or "replicates", optional
+        Treatments by MOA, or wells by treatment; treatments where a MOA is known.
+    out : Path, optional
+        The folder to write to; by default scores/ of the first study.
+
+    Raises
+    ------
+    InputError
+        There are no profiles, nothing says which of them match, or the runs have none in common.
+    """
+    if not studies:
+        raise InputError("compare: name a study")
+    first = studies[0]
+    label = first.scores.labels or first.columns.moa
+    level = level or ("treatments" if label else "replicates")
+    if level == "replicates":
+        label = first.scores.replicates or first.treatment
+    if not label:
+        raise InputError("study.yaml: nothing says which profiles match; set columns.treatment or columns.moa")
+    key = list(first.consensus) if level == "treatments" else [PLATE, WELL]
+    if not key:
+        raise InputError("study.yaml: no column says what a treatment is; set columns.treatment or columns.compound")
+    runs = [run for study in studies for run in _study_runs(study, first, level, several=len(studies) > 1)]
+    runs += [_from_file(name, Path(path), key, level) for name, path in (profiles or {}).items()]
+    if twice := [run.name for at, run in enumerate(runs) if run.name in {one.name for one in runs[:at]}]:
+        raise InputError(f"compare: two runs are called {twice[0]}; give the file another name, or name a study once")
+    query = scored_rows(first)
+    exclude = list(first.scores.exclude_same) if level == "replicates" else []
+    compared = compare_runs(
+        {run.name: _chosen(run, query, first.controls if level == "treatments" else None) for run in runs},
+        key=key,
+        labels=label,
+        exclude_same=exclude,
+        seed=first.seed,
+    )
+    about = pd.DataFrame([{"run": run.name, **run.about} for run in runs])
+    table = about[["run", "study", "model", "recipe", "epoch"]].merge(compared.table, on="run", validate="1:1")
+    table = table.merge(about.drop(columns=["study", "model", "recipe", "epoch"]), on="run", validate="1:1")
+    folder = first.root / "scores" if out is None else out
+    with first.writing():
+        _write(folder, table, compared, level)
+    return Compared(folder, table, compared)
+
+
+def _study_runs(study: Study, first: Study, level: Level, *, several: bool) -> list[_Run]:
+    folders = sorted(path.parent for path in (study.root / "profiles").glob(f"*/*/{CONSENSUS}"))
+    if not folders:
+        raise InputError(f"{study.root / 'profiles'}: no profiles; run `deepprofile run`")
+    recipes = {folder.name for folder in folders}
+    names = {getattr(study.columns, role): getattr(first.columns, role) for role in type(study.columns).model_fields}
+    rename = {own: theirs for own, theirs in names.items() if own is not None and theirs is not None and own != theirs}
+    runs = []
+    for folder in folders:
+        model, recipe = folder.parent.name, folder.name
+        final = SELECTED if (folder / SELECTED).exists() else NORMALIZED
+        table = read_table(folder / (CONSENSUS if level == "treatments" else final)).rename(columns=rename)
+        name = " ".join([*([study.root.name] if several else []), model, *([recipe] if len(recipes) > 1 else [])])
+        about = {"study": study.root.name, "model": model, "recipe": recipe, **_training(study, model)}
+        runs.append(_Run(name, about | _batch(study, model, recipe), table))
+    return runs
+
+
+def _from_file(name: str, path: Path, key: list[str], level: Level) -> _Run:
+    table = read_table(path)
+    require_columns(table, key, str(path))
+    if level == "treatments" and table.duplicated(key).any():
+        keep = [name for name in metadata_columns(table) if name not in key]
+        keep = [c for c in keep if (table.groupby(key, dropna=False)[c].nunique(dropna=False) == 1).all()]
+        table = consensus(table, key, keep=keep)
+    about = {"study": path.name, "model": name, "recipe": None, "epoch": None}
+    return _Run(name, {**about, **_NO_TRAINING, **_NO_BATCH}, table)
+
+
+def _chosen(run: _Run, query: str | None, controls: str | None) -> pd.DataFrame:
+    """The profiles that are scored; controls are no treatment."""
+    table = run.profiles
+    for asked in (query, None if controls is None else f"not ({controls})"):
+        try:
+            table = table if asked is None else table[select(table, asked)]
+        except InputError:
+            if run.about["recipe"] is not None:
+                raise
+            # a table from elsewhere may lack the columns of the query; only rows that the others have too are compared
+    return table
+
+
+_NO_TRAINING = {"train_accuracy": np.nan, "val_accuracy": np.nan}
+_NO_BATCH = dict.fromkeys(
+    ("batch_before", "batch_after", "batch_share_before", "batch_share_after", "batch_expected"), np.nan
+)
+
+
+def _training(study: Study, model: str) -> dict[str, Any]:
+    """The epoch of the network behind a set of features, and its accuracies then."""
+    nothing = {"epoch": None, **_NO_TRAINING}
+    try:
+        weights = str(json.loads((study.root / "features" / model / "card.json").read_text("utf-8")).get("weights"))
+    except (FileNotFoundError, ValueError):
+        return nothing
+    folder, epoch = study.models / weights, None
+    if match := _EPOCH.search(weights):
+        folder, epoch = study.models / match[1], match[2]
+    if not (folder / "history.csv").is_file():
+        return nothing
+    history = read_table(folder / "history.csv")
+    if epoch is not None:
+        number = int(epoch)
+    else:
+        settings = json.loads((folder / "card.json").read_text("utf-8"))["training"]["train"]
+        # what training keeps: the best epoch where it may stop early, else the last
+        number = best_epoch(history["val_accuracy"].tolist()) + 1 if settings.get("patience") else len(history)
+    row = history[history["epoch"] == number]
+    if row.empty:
+        return nothing
+    accuracies = {"train_accuracy": float(row["accuracy"].iloc[0]), "val_accuracy": float(row["val_accuracy"].iloc[0])}
+    return {"epoch": number, **accuracies}
+
+
+def _batch(study: Study, model: str, recipe: str) -> dict[str, Any]:
+    path = study.root / "scores" / model / recipe / "batch.csv"
+    if not path.is_file():
+        return dict(_NO_BATCH)
+    table = read_table(path)
+    group = study.columns.batch if study.columns.batch in set(table["by"]) else PLATE
+    found = dict(_NO_BATCH)
+    for state, when in (("wells", "before"), ("normalized, held out", "after")):
+        row = table[(table["profiles"] == state) & (table["by"] == group)]
+        if len(row) and "odds_ratio" in row:
+            found[f"batch_{when}"] = float(row["odds_ratio"].iloc[0])
+            found[f"batch_share_{when}"] = float(row["top_share"].iloc[0])
+            if when == "before":
+                found["batch_expected"] = float(row["expected_share"].iloc[0])
+    return found
+
+
+def _write(folder: Path, table: pd.DataFrame, compared: Comparison, level: Level) -> None:
+    write_table(table, folder / "compare.csv")
+    told = {
+        "level": level,
+        "runs": json.loads(table.to_json(orient="records")),
+        "pairs": json.loads(compared.pairs.to_json(orient="records")),
+        "selection": json.loads(compared.selection.to_json(orient="records")),
+        "curves": {
+            run: {name: json.loads(curve.to_json(orient="records")) for name, curve in curves.items()}
+            for run, curves in compared.curves.items()
+        },
+    }
+    with atomic_path(folder / "compare.json") as path:
+        path.write_text(json.dumps(told, indent=1) + "\n", "utf-8")
+    with atomic_path(folder / "compare.png") as path:
+        comparison_figure(compared).savefig(path, dpi=150, metadata={"Software": None})
+
+
+def _number(value: float) -> str:
+    return "-" if pd.isna(value) else f"{value:.3g}"

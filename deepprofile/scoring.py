@@ -1,0 +1,155 @@
+"""What the section `scores` asks for: which profiles are compared, control wells by batch, and strong treatments."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from cytominer_tools.columns import METADATA, PLATE, WELL
+from cytominer_tools.errors import InputError, ProfileWarning
+from cytominer_tools.queries import select
+from deepprofile.platemaps import PLATE_MAP
+from deepprofile.steps import Roles, features_of, run_steps
+from deepprofile.study import Study
+from evaluation.batch import WELL_COLUMN, WELL_ROW, group_association
+from evaluation.subsets import phenotype_strength, strongest, write_treatments
+
+_FOLDS = 5
+_HELD = "Metadata_Held_Out"
+
+
+def across_columns(study: Study, level: str) -> list[str]:
+    """The columns of `scores.across` that profiles of a level have: "replicates" or "treatments".
+
+    Raises
+    ------
+    InputError
+        study.yaml does not name the column of batches or compounds.
+    """
+    columns = {
+        "plates": PLATE,
+        "batches": study.columns.batch,
+        "layouts": PLATE_MAP,
+        "positions": WELL,
+        "compounds": study.columns.compound or study.treatment,
+    }
+    if lacking := [word for word in study.scores.across if columns[word] is None]:
+        raise InputError(f"scores.across: name the column of the {lacking[0]} in columns of study.yaml")
+    here = {"replicates": ("plates", "batches", "layouts", "positions"), "treatments": ("batches", "compounds")}[level]
+    return [str(columns[word]) for word in study.scores.across if word in here]
+
+
+def across_words(columns: object) -> str:
+    """What the column `across` of a score table adds to the name of a score.
+
+    >>> across_words("Metadata_Plate"), across_words("")
+    (', across Plate', '')
+    """
+    return f", across {columns.replace(METADATA, '')}" if isinstance(columns, str) and columns else ""
+
+
+def scored_rows(study: Study) -> str | None:
+    """The query for the profiles that `scores` asks for; None for all.
+
+    Raises
+    ------
+    InputError
+        `scores.compounds_only` without controls.
+    """
+    chosen = study.scores
+    if not chosen.compounds_only:
+        return chosen.select
+    if study.controls is None:
+        raise InputError("scores.compounds_only: say which wells are controls, in controls of study.yaml")
+    return f"not ({study.controls})" + (f" and ({chosen.select})" if chosen.select else "")
+
+
+class _Unseen(Roles):
+    """Steps learn from no well that is held out."""
+
+    def samples(self, fit: str | None) -> str:
+        learned = super().samples(fit)
+        return f"{_HELD} == 0" + ("" if learned == "all" else f" and ({learned})")
+
+
+def batch_scores(study: Study, wells: pd.DataFrame) -> pd.DataFrame | None:
+    """The control wells of `wells` by plate, batch, row, column and position, as they are and normalized.
+
+    Normalized ones are corrected by a fit of the study's recipe that has not seen them: a fit makes the very wells that
+    it learns from unlike each other, whatever their batch. Feature selection and Harmony, which have no wells that they
+    learn from, see all.
+
+    Parameters
+    ----------
+    study : Study
+        With one recipe.
+    wells : DataFrame, a row a well
+        Level 3.
+
+    Returns
+    -------
+    DataFrame, a row a state and group
+        profiles ("wells" or "normalized, held out") and the columns of `evaluation.group_association`; None without
+        controls.
+    """
+    control = None if study.controls is None else select(wells, study.controls)
+    if control is None or not control.any():
+        return None
+    places = np.flatnonzero(control)
+    roles = _Unseen(study.controls, study.profiles.fit, study.columns.batch, study.root)
+    steps = [*study.recipe.of_wells, *study.recipe.selection]
+    by = [name for name in (PLATE, study.columns.batch) if name is not None and name in wells]
+    by = [name for name in by if wells.loc[control, name].nunique() > 1] + [WELL_ROW, WELL_COLUMN, WELL]
+
+    def held_out(part: np.ndarray) -> np.ndarray:
+        held = np.zeros(len(wells), dtype=np.int64)
+        held[places[part]] = 1
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ProfileWarning)  # that controls are few is said of the whole fit
+            made = run_steps(wells.assign(**{_HELD: held}), steps, roles)
+        made = made[held == 1]  # `part` goes up, as the rows do
+        return made[features_of(made)].to_numpy(dtype=np.float64)
+
+    chosen = wells[control]
+    tables = []
+    for name, function in (("wells", None), ("normalized, held out", held_out)):
+        try:
+            found = group_association(
+                chosen,
+                by,
+                features=features_of(wells),
+                held_out=function,
+                folds=min(_FOLDS, len(chosen) // 3),
+                seed=study.seed,
+            )
+        except InputError as error:
+            found = pd.DataFrame({"by": by, "n": len(chosen), "reason": str(error).splitlines()[0]})
+        found.insert(0, "profiles", name)
+        tables.append(found)
+    return pd.concat(tables, ignore_index=True)
+
+
+def write_strong(study: Study, wells: pd.DataFrame, treatments: pd.DataFrame, path: Path) -> None:
+    """Write the `scores.strongest` treatments that lie farthest from the mean control to `path`.
+
+    The file is one that `export.treatments` and `train.treatments` take.
+
+    Parameters
+    ----------
+    wells, treatments : DataFrames
+        As the recipe makes them: levels 4 and 5.
+
+    Raises
+    ------
+    InputError
+        There are no controls, or fewer treatments.
+    """
+    if study.controls is None:
+        raise InputError("scores.strongest: say which wells are controls, in controls of study.yaml")
+    features = features_of(treatments)
+    treated = treatments[~select(treatments, study.controls)].reset_index(drop=True)
+    controls = wells.loc[select(wells, study.controls), features]
+    strength = phenotype_strength(treated[features], controls)
+    chosen = strongest(strength, int(study.scores.strongest or 0))
+    write_treatments(path, treated, strength, chosen, str(study.treatment))

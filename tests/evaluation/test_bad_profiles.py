@@ -1,0 +1,118 @@
+"""What odd profiles make of the scores, the comparison and the neighbours; the table stands in docs/metrics.md."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cytominer_tools.errors import InputError
+from evaluation import compare_runs, group_association, moa_accuracy, nested_search, score
+from evaluation.scores import METRICS
+from evaluation.similarity import cosine
+
+FEATURES = [f"f{k}" for k in range(6)]
+
+
+def table(n=40, classes=8):
+    rng = np.random.default_rng(0)
+    label = np.arange(n) % classes
+    X = rng.normal(size=(n, 6)) + rng.normal(size=(classes, 6))[label]
+    meta = {"Metadata_id": [f"p{k}" for k in range(n)], "Metadata_moa": [f"m{k}" for k in label]}
+    return pd.DataFrame(meta | {"Metadata_Count": np.arange(n) + 10}).join(pd.DataFrame(X, columns=FEATURES))
+
+
+def scored(profiles, labels="Metadata_moa", **settings):
+    settings = {"metrics": METRICS, "permutations": 10, "percentile": 95, "features": FEATURES, **settings}
+    return score(profiles, labels=labels, **settings)
+
+
+def compared(profiles, key="Metadata_id", labels="Metadata_moa"):
+    keep = [key, labels, *FEATURES]
+    return compare_runs({"a": profiles[keep]}, key=[key], labels=labels, draws=20, percentile=95)
+
+
+def test_one_class():
+    one = table().assign(Metadata_moa="m")
+    got = scored(one).table.set_index("score")
+    assert got["value"]["precision_at_r"] == got["value"]["mean_average_precision"] == got["value"]["nearest"] == 1
+    assert got["reason"]["enrichment"] == got["reason"]["robust_enrichment"] == "all of the 780 pairs share a label"
+    assert got["notes"].str.contains("there is one label, so nothing can be shuffled").all()
+    assert np.isnan(got["value"]["percent_replicating"])
+    assert np.isnan(compared(one).table["enrichment"][0])
+
+
+def test_classes_of_one():
+    alone = table().assign(Metadata_moa=[f"m{k}" for k in range(40)])
+    got = scored(alone)
+    assert got.table["value"].isna().all()
+    assert (got.table["reason"] != "").all()
+    with pytest.raises(InputError, match="nothing is left to compare"):
+        compared(alone)
+
+
+@pytest.mark.parametrize("run", [scored, compared])
+def test_a_row_of_nan(run):
+    bad = table()
+    bad.loc[3, FEATURES] = np.nan
+    with pytest.raises(InputError, match=r"f0: 1 of 40 values are missing or infinite \(6 features have some\)"):
+        run(bad)
+
+
+def test_constant_rows():
+    flat = table()
+    flat.loc[3, FEATURES] = 2.0
+    assert scored(flat).table["value"].notna().all()  # a direction, for the cosine
+    with pytest.raises(InputError, match="row 3 is constant, so it has no correlation"):
+        scored(flat, similarity="pearson")
+    flat.loc[3, FEATURES] = 0.0
+    with pytest.raises(InputError, match="row 3 is all zeros, so it has no direction"):
+        scored(flat)
+    assert compared(flat).table["n"].tolist() == [39]  # left out, and counted
+    assert compared(flat).selection["rows_left"].tolist() == [40, 40, 40, 39, 39]
+
+
+def test_duplicated_profiles_tie():
+    same = table()
+    same[FEATURES] = same.loc[0, FEATURES].to_numpy(dtype=float)
+    got = scored(same, percentile=90).table.set_index("score")
+    chance = 4 / 39
+    for name in ("precision_at_r", "nearest", "precision_at_5"):
+        assert got["value"][name] == pytest.approx(chance)
+    assert got["value"]["hit_s20"] == pytest.approx(0, abs=1e-12)
+    assert got["value"]["mean_average_precision"] == pytest.approx(got["chance"]["mean_average_precision"])
+    assert "tie" in got["reason"]["enrichment"]
+
+
+def test_no_controls():
+    with pytest.raises(InputError, match="there are no controls"):
+        group_association(table()[:0], ["Metadata_moa"], features=FEATURES)
+
+
+def test_an_unknown_column():
+    with pytest.raises(InputError, match="labels: no column 'Metadata_nothing'"):
+        scored(table(), labels="Metadata_nothing")
+    with pytest.raises(InputError, match="Metadata_nothing: no run has this column"):
+        compare_runs({"a": table()}, key=["Metadata_id"], labels="Metadata_nothing")
+    with pytest.raises(InputError, match="a: no column 'Metadata_nothing'"):
+        compare_runs({"a": table()}, key=["Metadata_nothing"], labels="Metadata_moa")
+
+
+@pytest.mark.parametrize("name", ["index", "Metadata_the mechanism", "level_0", "label"])
+def test_names_of_columns(name):
+    odd, plain = table().rename(columns={"Metadata_moa": name}), table()
+    for got, expected in (
+        (scored(odd, name).table, scored(plain).table),
+        (compared(odd, labels=name).table, compared(plain).table),
+        (
+            moa_accuracy(odd, labels=name, compound="Metadata_id", features=FEATURES).table,
+            moa_accuracy(plain, labels="Metadata_moa", compound="Metadata_id", features=FEATURES).table,
+        ),
+    ):
+        pd.testing.assert_frame_equal(
+            got.drop(columns="labels", errors="ignore"), expected.drop(columns="labels", errors="ignore")
+        )
+
+
+def test_nothing_matches_in_a_search():
+    near = cosine(table()[FEATURES])
+    got = nested_search({"a": near}, np.arange(40), np.arange(40), rng=np.random.default_rng(0))
+    assert np.isnan(got.held_out)
