@@ -1,4 +1,4 @@
-"""What a study found as one page, report.html: its profiles and scores, with pictures of cells, quality and settings."""
+"""What a study found as one page, report.html: profiles, scores, pictures of cells, quality and settings."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -24,16 +24,23 @@ from deepprofile.quality import OUT_OF_FOCUS, SATURATED, WHY
 from deepprofile.sites import site_rows
 from deepprofile.study import NAME, Study
 from deepprofile.work import by_reason, log
-from evaluation.report_parts import treatment_names
-from evaluation.reports import Result, report
+from evaluation.report_parts import Result, treatment_names
+from evaluation.reports import report
 from evaluation.subsets import phenotype_strength
 
 FILE = "report.html"
 CELLS = 8  # of a treatment
 MOST_MONTAGES = 60  # treatments whose cells are looked for, the strongest first
 _WELLS = 5  # of a treatment in which cells are looked for, on as many plates
-# one after the other: nuclei blue, as is usual
-_COLOURS = np.array([[0, 0.2, 1], [0, 1, 0], [1, 0, 0], [1, 0.6, 0], [1, 0, 1], [0, 1, 1]], dtype=np.float32)
+# of the channels in turn
+_COLOURS = {
+    "blue": (0.0, 0.2, 1.0),
+    "green": (0.0, 1.0, 0.0),
+    "red": (1.0, 0.0, 0.0),
+    "orange": (1.0, 0.6, 0.0),
+    "magenta": (1.0, 0.0, 1.0),
+    "cyan": (0.0, 1.0, 1.0),
+}
 
 
 def write_report(study: Study, path: str | Path | None = None) -> Path:
@@ -101,6 +108,7 @@ def _result(study: Study, index: pd.DataFrame) -> Result:
         found,
         read_table(history) if weights and history.is_file() else None,
         _montages(study, index, wells),
+        _legend(list(study.channels)),
         _left_out(study, index, manifest),
         {"recipe": study.profiles.model_dump(mode="json"), "model": card},
         [name for name in map(str, wells.columns) if not name.startswith(METADATA)],
@@ -109,7 +117,9 @@ def _result(study: Study, index: pd.DataFrame) -> Result:
 
 def _left_out(study: Study, index: pd.DataFrame, profiles: Manifest) -> list[dict[str, Any]]:
     plates = [str(plate) for plate in index[PLATE].unique()]
-    tables = [table.manifest for plate in plates for table in (plate_locations(study, plate), plate_features(study, plate))]
+    tables = [
+        table.manifest for plate in plates for table in (plate_locations(study, plate), plate_features(study, plate))
+    ]
     skipped = [row for manifest in (*tables, profiles) for part in manifest.parts.values() for row in part.skipped]
     return by_reason(dict.fromkeys(skipped))
 
@@ -143,10 +153,17 @@ def _montages(study: Study, index: pd.DataFrame, wells: pd.DataFrame) -> dict[st
     features = [name for name in map(str, wells.columns) if not name.startswith(METADATA)]
     X = wells[features].to_numpy(np.float64)
     names = treatment_names(wells, study.consensus)
-    control = np.zeros(len(wells), dtype=bool) if study.controls is None else select(wells, study.controls).to_numpy(bool)
+    control = (
+        np.zeros(len(wells), dtype=bool) if study.controls is None else select(wells, study.controls).to_numpy(bool)
+    )
     strength = phenotype_strength(X, X[control]) if control.any() else np.linalg.norm(X, axis=1)
     treated = ~control & (names != "").to_numpy()
-    strongest = pd.Series(strength[treated]).groupby(names[treated].to_numpy()).median().sort_values(ascending=False, kind="stable")
+    strongest = (
+        pd.Series(strength[treated])
+        .groupby(names[treated].to_numpy())
+        .median()
+        .sort_values(ascending=False, kind="stable")
+    )
     groups = {"": wells[control]} if control.any() else {}
     groups |= {str(name): wells[treated & (names == name).to_numpy()] for name in strongest.index[:MOST_MONTAGES]}
     try:
@@ -176,7 +193,8 @@ def _typical_cells(
         away = (((features - features.mean(axis=0)) / scale) ** 2).sum(axis=1)
         chosen = cells.iloc[np.argsort(away, kind="stable")[:CELLS]]
         crops = []
-        for (plate, well, site), rows in chosen.groupby([PLATE, WELL, SITE], sort=True):
+        for key, rows in chosen.groupby([PLATE, WELL, SITE], sort=True):
+            plate, well, site = map(str, key)
             if plate not in sources:
                 sources[plate] = open_source(study, index, plate, located=False)
             row = next(one for one in site_rows(sources[plate].sites[well]) if one[SITE] == site)
@@ -209,11 +227,18 @@ def _cells(study: Study, members: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarra
     return pd.concat(keys, ignore_index=True), np.concatenate(features)
 
 
+def _colours(channels: int) -> list[str]:
+    return ["white"] if channels == 1 else [list(_COLOURS)[at % len(_COLOURS)] for at in range(channels)]
+
+
+def _legend(channels: list[str]) -> str:
+    said = [f"{name} {colour}" for name, colour in zip(channels, _colours(len(channels)), strict=True)]
+    return f"Crops as the network sees them: {', '.join(said)}."
+
+
 def _coloured(crops: np.ndarray, low: np.ndarray, high: np.ndarray) -> npt.NDArray[np.uint8]:
     """Channels as colours that add up, (n, H, W, 3)."""
     bright = np.clip((crops - low) / np.maximum(high - low, 1e-6), 0, 1).astype(np.float32)
-    colours = _COLOURS[np.arange(crops.shape[-1]) % len(_COLOURS)]
-    if crops.shape[-1] == 1:
-        colours = np.ones((1, 3), np.float32)
+    colours = np.array([_COLOURS.get(name, (1.0, 1.0, 1.0)) for name in _colours(crops.shape[-1])], dtype=np.float32)
     mixed = bright @ colours / max(1.0, float(colours.sum(axis=0).max()) / 2)
     return np.round(255 * np.clip(mixed, 0, 1)).astype(np.uint8)

@@ -41,21 +41,21 @@ def principal_components(X: npt.ArrayLike, k: int = 4) -> Components:
     -----
     A component points where its largest loading is positive, so that the same profiles are the same picture.
     """
-    X = np.asarray(X, dtype=np.float64)
-    if len(X) < 3:
-        raise InputError(f"{len(X)} profiles: components need at least 3")
-    X = X - X.mean(axis=0)
-    total = float((X**2).sum())
+    rows: Floats = np.asarray(X, dtype=np.float64)
+    if len(rows) < 3:
+        raise InputError(f"{len(rows)} profiles: components need at least 3")
+    rows = rows - rows.mean(axis=0)
+    total = float((rows**2).sum())
     if total == 0:
         raise InputError("all profiles are equal, so they have no components")
-    wide = X.shape[1] > len(X)
-    sizes, vectors = np.linalg.eigh(X @ X.T if wide else X.T @ X)
+    wide = rows.shape[1] > len(rows)
+    sizes, vectors = np.linalg.eigh(rows @ rows.T if wide else rows.T @ rows)
     sizes, vectors = sizes[::-1][:k], vectors[:, ::-1][:, :k]
     kept = sizes > 1e-12 * sizes[0]
     sizes, vectors = sizes[kept], vectors[:, kept]
-    loadings = X.T @ vectors if wide else vectors
+    loadings = rows.T @ vectors if wide else vectors
     signs = np.sign(loadings[np.abs(loadings).argmax(axis=0), np.arange(len(sizes))])
-    points = vectors * np.sqrt(sizes) if wide else X @ vectors
+    points = vectors * np.sqrt(sizes) if wide else rows @ vectors
     return Components(points * signs, sizes / total)
 
 
@@ -67,14 +67,14 @@ def neighbour_map(X: npt.ArrayLike, *, seed: int = 0) -> Floats:
     InputError
         umap-learn is not installed, or there are fewer than five rows.
     """
-    X = np.asarray(X, dtype=np.float32)
-    if len(X) < 5:
-        raise InputError(f"{len(X)} profiles: UMAP needs at least 5")
+    rows = np.asarray(X, dtype=np.float32)
+    if len(rows) < 5:
+        raise InputError(f"{len(rows)} profiles: UMAP needs at least 5")
     try:
         from umap import UMAP
     except ImportError as error:
         raise InputError("UMAP: install the extra umap, `pip install 'deepprofile[umap]'`") from error
-    near = min(15, len(X) - 1)
+    near = min(15, len(rows) - 1)
     # one thread: only then does a seed give the same map
-    fitted = UMAP(n_components=2, n_neighbors=near, metric="cosine", random_state=seed, n_jobs=1).fit_transform(X)
-    return np.asarray(fitted, dtype=np.float64)
+    fitted = UMAP(n_components=2, n_neighbors=near, metric="cosine", random_state=seed, n_jobs=1)
+    return np.asarray(fitted.fit_transform(rows), dtype=np.float64)

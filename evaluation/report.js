@@ -50,9 +50,11 @@
   const name = (t) => state.set.treatments.name[t];
 
   // --- plots -----------------------------------------------------------------------------------------------------
+  // only these buttons: by default there is one that uploads the data to plotly's own server
   const CONFIG = {
-    responsive: true, displaylogo: false, displayModeBar: coarse ? false : "hover",
-    modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
+    responsive: true, displaylogo: false, showSendToCloud: false, plotlyServerURL: "",
+    displayModeBar: window.matchMedia("(hover: hover)").matches ? "hover" : false,
+    modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]],
     toImageButtonOptions: { format: "svg", filename: "figure" },
   };
   const axis = (title, more) => ({
@@ -280,7 +282,7 @@
         : [["moa", DATA.columns.moa || "class"], ["control", "control"], ["active", "activity (mean average precision)"]]);
       if (first) {
         const moa = set.wells.columns.findIndex((one) => one.name === DATA.columns.moa);
-        if (moa >= 0) select.value = `c${moa}`;
+        if (level === "wells") select.value = `c${Math.max(moa, 0)}`;
       }
     },
     draw(set) {
@@ -379,10 +381,11 @@
         traces.push({ x, y, mode: "lines", line: { color: GREY, width: 1 }, hoverinfo: "skip", xaxis: "x", yaxis: "y2" });
       }
       const wide = $("similarity-plot").clientWidth || 600, side = Math.min(wide, 640);
+      const scaled = n > 1 && wide >= 640 ? { scaleanchor: "x", constrain: "domain", constraintoward: "top" } : {};
       plot($("similarity-plot"), traces, { height: side + (tree ? 60 : 0), shapes, margin: { l: 20, r: 8, t: 8, b: 20 },
-        xaxis: { range: [-0.5, n - 0.5], showticklabels: false, ticks: "", showgrid: false, zeroline: false, fixedrange: coarse, anchor: "y" },
+        xaxis: { range: [-0.5, n - 0.5], showticklabels: false, ticks: "", showgrid: false, zeroline: false, fixedrange: coarse, anchor: "y", constrain: "domain", constraintoward: "left" },
         yaxis: { range: [n - 0.5, -0.5], showgrid: false, zeroline: false, ticks: "", automargin: true, fixedrange: coarse, domain: tree ? [0, 0.84] : [0, 1],
-          tickmode: "array", ...marks, tickfont: { size: 10 } },
+          tickmode: "array", ...marks, tickfont: { size: 10 }, ...scaled },
         yaxis2: { domain: [0.86, 1], showgrid: false, zeroline: false, title: { text: tree ? "distance" : "", font: { size: 10 } }, nticks: 3, tickfont: { size: 9 }, visible: tree, fixedrange: true } });
       const words = [`${n} treatments.`];
       if (found.total > n) words.push(`Of ${found.total} these are whole classes, the largest first.`);
@@ -475,6 +478,7 @@
       }
       const sure = found.compounds.filter((one) => one.ec50 !== null).length;
       note("doses", `${found.compounds.length} compounds, ${sure} with an EC50; ${found.n_controls} control wells.` +
+        (found.compounds.length > found.fits ? ` Curves are fitted to the ${found.fits} with the largest response.` : "") +
         (found.compounds.length > 6 ? " Six are drawn; choose a compound to see it first." : ""));
     },
     marks: true,
@@ -499,7 +503,7 @@
       const shown = mine !== null && found.strips[mine] ? [mine] : mine !== null ? [] : there.slice(0, 6);
       for (const key of shown) strip(key, key);
       const words = mine !== null && !shown.length ? `No cells of ${mine} are in this file. ` : mine === null && there.length > 6 ? "Six treatments are shown; choose one to see it. " : "";
-      note("cells", `${words}The file has cells of ${there.length} treatments${found.given > there.length ? `, of ${found.given}` : ""}.`);
+      note("cells", `${words}${found.about ? found.about + " " : ""}The file has cells of ${there.length} treatments${found.given > there.length ? `, of ${found.given}` : ""}.`);
     },
     marks: true,
   });

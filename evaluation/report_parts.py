@@ -1,8 +1,8 @@
-"""What a report shows, as tables and arrays: each part is a function that a figure of `evaluation.figures_*` can draw."""
+"""What a report shows, as tables and arrays; `evaluation.figures_profiles` draws them too."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,7 @@ from evaluation.subsets import phenotype_strength
 DEPTHS = (1, 2, 3, 5, 10, 15, 20, 30, 50)
 PERCENTILES = (95.0, 96.0, 97.0, 97.5, 98.0, 98.5, 99.0, 99.5, 99.9)
 LEAST_DOSES = 4  # concentrations for a curve of four parameters
+MOST_FITS = 30  # which take up to a second each
 _SHUFFLES = 5
 _NULL = 10000  # draws behind a p of mean average precision
 
@@ -36,13 +37,59 @@ def treatment_names(table: pd.DataFrame, by: Sequence[str]) -> pd.Series:
     ['a, 1.5', '']
     """
     words = [
-        table[name].map(lambda value: "" if pd.isna(value) else f"{value:g}" if isinstance(value, float) else str(value))
+        table[name].map(
+            lambda value: "" if pd.isna(value) else f"{value:g}" if isinstance(value, float) else str(value)
+        )
         for name in by
     ]
     joined = words[0].astype("object")
     for more in words[1:]:
         joined = joined.where(more == "", joined + ", " + more)
     return joined.where(words[0] != "", "")
+
+
+@dataclass(frozen=True)
+class Result:
+    """Profiles of one model and recipe, their scores, and how they came about; all but `name` and `wells` may lack.
+
+    Attributes
+    ----------
+    name : str
+    wells : DataFrame, a row a well
+        Normalized profiles (level 4): Metadata_Plate, Metadata_Well, other metadata, features.
+    treatments : DataFrame, a row a treatment
+        Consensus profiles (level 5).
+    raw : DataFrame, a row a well
+        The wells before they were normalized (level 3).
+    scores, selection : DataFrame
+        `evaluation.Scores.table` and `.selection`, with a first column `profiles` ("replicates" or "treatments").
+    queries : mapping of "replicates" and "treatments" to DataFrame
+        `evaluation.Scores.queries`.
+    history : DataFrame, a row an epoch
+        epoch, loss, accuracy, val_loss, val_accuracy, learning_rate.
+    montages : mapping of treatment to array, uint8, shape (n, height, width, 3)
+        Cells; a treatment is called as in `treatment_names`, and the controls "".
+    cells : str
+        What the colours of `montages` are.
+    left_out : sequence of mappings
+        reason, count, first (the first few that it is true of).
+    provenance : mapping
+        Settings and versions; values are text, numbers, lists or mappings.
+    """
+
+    name: str
+    wells: pd.DataFrame
+    treatments: pd.DataFrame | None = None
+    raw: pd.DataFrame | None = None
+    scores: pd.DataFrame | None = None
+    selection: pd.DataFrame | None = None
+    queries: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    history: pd.DataFrame | None = None
+    montages: Mapping[str, npt.NDArray[np.uint8]] = field(default_factory=dict)
+    cells: str = ""
+    left_out: Sequence[Mapping[str, Any]] = ()
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    features: Sequence[str] | Literal["infer"] = "infer"
 
 
 @dataclass(frozen=True)
@@ -56,16 +103,15 @@ class Wells:
     treatment : array of str, shape (n,)
         Empty where it is not given.
     control : bool array, shape (n,)
-    left : int
-        Wells without a direction, which are not here.
+    exclude : tuple of str
+        Columns in which a match must differ.
     """
 
     table: pd.DataFrame
     X: Floats
     treatment: npt.NDArray[np.object_]
     control: npt.NDArray[np.bool_]
-    left: int = 0
-    exclude: tuple[str, ...] = field(default=())  # columns that a match must differ in
+    exclude: tuple[str, ...] = ()
 
 
 def usable(X: Floats) -> npt.NDArray[np.bool_]:
@@ -229,18 +275,18 @@ def similarity_tree(near: Floats) -> Tree:
 
 @dataclass(frozen=True)
 class Dose:
-    """The responses of one compound and the curve through them."""
+    """The responses of one compound and the curve through them, None where none was fitted."""
 
     compound: str
     concentrations: Floats
     responses: Floats
-    fit: DoseResponse
+    fit: DoseResponse | None
 
 
 def dose_responses(
-    wells: Wells, compound: npt.NDArray[np.object_], concentration: Floats, *, least_doses: int = LEAST_DOSES
+    wells: Wells, compound: npt.NDArray[np.object_], concentration: Floats, *, most_fits: int = MOST_FITS
 ) -> tuple[list[Dose], Floats]:
-    """Distance from the controls against concentration, for every compound with enough concentrations.
+    """Distance from the controls against concentration, for every compound with four concentrations or more.
 
     Parameters
     ----------
@@ -248,12 +294,13 @@ def dose_responses(
     compound : array of str, shape (n,)
     concentration : float array, shape (n,)
         Not positive or NaN: not a dose.
-    least_doses : int
+    most_fits : int
+        Curves are fitted to so many compounds, those with the largest response at any concentration first.
 
     Returns
     -------
     doses : list of Dose
-        The lowest EC50 first, those without one last, by name.
+        The lowest EC50 first, then those without one, then those without a curve, each by the largest response.
     controls : float array
         The responses of the controls; a curve that spans less than three of their robust standard deviations is flat.
 
@@ -265,24 +312,26 @@ def dose_responses(
     if not wells.control.any():
         raise InputError("no control well has a profile, so that there is no distance from them")
     dosed = ~wells.control & (compound != "") & np.isfinite(concentration) & (concentration > 0)
-    names = [
-        name for name in sorted(set(compound[dosed])) if len(set(concentration[dosed & (compound == name)])) >= least_doses
-    ]
-    if not names:
-        most = max((len(set(concentration[dosed & (compound == name)])) for name in set(compound[dosed])), default=0)
-        raise InputError(
-            f"a curve needs at least {least_doses} concentrations of a compound, the most that one has here is {most}"
-        )
     strength = phenotype_strength(wells.X, wells.X[wells.control])
+    table = pd.DataFrame({"compound": compound, "c": concentration, "y": strength})[dosed]
+    doses = table.groupby("compound")["c"].nunique()
+    enough = doses[doses >= LEAST_DOSES].index
+    if not len(enough):
+        raise InputError(
+            f"a curve needs at least {LEAST_DOSES} concentrations of a compound, the most that one has here is "
+            f"{int(doses.max()) if len(doses) else 0}"
+        )
+    table = table[table["compound"].isin(enough)]
+    largest = table.groupby(["compound", "c"])["y"].median().groupby("compound").max()
     rest = strength[wells.control]
     spread = 1.4826 * float(np.median(np.abs(rest - np.median(rest))))
-    doses = []
-    for name in names:
-        mine = dosed & (compound == name)
-        c, y = concentration[mine], strength[mine]
-        doses.append(Dose(name, c, y, fit_dose_response(c, y, bounds=None, least_span=max(3 * spread, 1e-9))))
-    doses.sort(key=lambda one: (np.isnan(one.fit.ec50), one.fit.ec50 if one.fit.ec50 == one.fit.ec50 else 0, one.compound))
-    return doses, rest
+    found = []
+    for place, name in enumerate(largest.sort_values(ascending=False, kind="stable").index):
+        c, y = (table.loc[table["compound"] == name, key].to_numpy(np.float64) for key in ("c", "y"))
+        fit = fit_dose_response(c, y, bounds=None, least_span=max(3 * spread, 1e-9)) if place < most_fits else None
+        found.append(Dose(str(name), c, y, fit))
+    found.sort(key=lambda one: (one.fit is None, np.inf if one.fit is None or np.isnan(one.fit.ec50) else one.fit.ec50))
+    return found, rest
 
 
 @dataclass(frozen=True)
@@ -293,13 +342,19 @@ class EdgeTests:
     found: dict[str, EdgeEffect]
 
 
-def edge_tests(table: pd.DataFrame, control: npt.NDArray[np.bool_], columns: Sequence[str]) -> EdgeTests:
-    """`edge_effect` of each column among the controls; among all wells where no plate has controls on both sides."""
+def edge_tests(table: pd.DataFrame, control: npt.NDArray[np.bool_], values: Mapping[str, Floats]) -> EdgeTests:
+    """`edge_effect` of each of `values` among the controls; among all wells where no plate has controls on both sides.
+
+    Parameters
+    ----------
+    table : DataFrame, a row a well, with Metadata_Plate and Metadata_Well
+    control : bool array, shape (n,)
+    values : mapping of names to float arrays, shape (n,)
+    """
     edge = edge_wells(table)
     plates = table[PLATE].to_numpy(dtype=object)
     both = set(plates[control & edge]) & set(plates[control & ~edge])
     rows = control if both else np.ones(len(table), dtype=bool)
-    values = {name: pd.to_numeric(table[name]).to_numpy(dtype=np.float64, na_value=np.nan) for name in columns}
     found = {name: edge_effect(column[rows], plates[rows], edge[rows]) for name, column in values.items()}
     return EdgeTests("control wells" if both else "all wells, whose treatments may differ by place", found)
 

@@ -1,4 +1,4 @@
-"""A headless Chromium that opens one page, driven over two pipes by the DevTools protocol; no package is needed for it."""
+"""A headless Chromium that opens one page, driven over two pipes by the DevTools protocol, without any package."""
 
 import base64
 import json
@@ -39,11 +39,11 @@ class Page:
         assert program is not None, "no Chromium"
         theirs_in, self._out = os.pipe()
         self._in, theirs_out = os.pipe()
-        options = "--headless --no-sandbox --disable-gpu --hide-scrollbars --remote-debugging-pipe"
+        options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--remote-debugging-pipe"]
+        options += [f"--user-data-dir={self._folder.name}", "about:blank"]
         self._process = subprocess.Popen(
             # the protocol is spoken on descriptors 3 and 4
-            ["sh", "-c", f'exec "$0" "$@" 3<&{theirs_in} 4>&{theirs_out}', program, *options.split()]
-            + [f"--user-data-dir={self._folder.name}", "about:blank"],
+            ["sh", "-c", f'exec "$0" "$@" 3<&{theirs_in} 4>&{theirs_out}', program, *options],
             pass_fds=(theirs_in, theirs_out),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -57,9 +57,7 @@ class Page:
         for domain in ("Runtime", "Log", "Network", "Page"):
             self._ask(f"{domain}.enable")
         self._ask("Network.emulateNetworkConditions", offline=True, latency=0, downloadThroughput=0, uploadThroughput=0)
-        self._ask(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=touch
-        )
+        self._ask("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=touch)
         if touch:
             self._ask("Emulation.setTouchEmulationEnabled", enabled=True)
         self._ask("Page.navigate", url=url)
