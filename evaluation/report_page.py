@@ -152,8 +152,8 @@ _FIGURES = (
         "replicates",
         "Replicates",
         "Median Pearson correlation between the wells of each treatment (blue), and the same after shuffling five "
-        "times which well had which treatment (grey), as shares of all values. Controls are left out. Percent replicating "
-        "counts treatments above the 95th percentile of as many random wells of different treatments.",
+        "times which well had which treatment (grey), as shares of all values. Controls are left out. Percent "
+        "replicating counts treatments above the 95th percentile of as many random wells of different treatments.",
     ),
     _figure(
         "activity",
