@@ -42,8 +42,8 @@ class Page:
         options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--remote-debugging-pipe"]
         options += [f"--user-data-dir={self._folder.name}", "about:blank"]
         self._process = subprocess.Popen(
-            # the protocol is spoken on descriptors 3 and 4
-            ["sh", "-c", f'exec "$0" "$@" 3<&{theirs_in} 4>&{theirs_out}', program, *options],
+            # the protocol is spoken on descriptors 3 and 4; other shells know but one digit
+            ["bash", "-c", f'exec "$0" "$@" 3<&{theirs_in} 4>&{theirs_out}', program, *options],
             pass_fds=(theirs_in, theirs_out),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -39,7 +39,7 @@ def no_umap():
 
 
 def wells(plates=3, compounds=8, width=12):
-    """Plates of 96 wells, 8 controls and each compound once at four doses; doses differ in strength, MOAs in direction."""
+    """Plates of 96 wells, 8 controls and each compound once at four doses: strength by dose, direction by MOA."""
     rng = np.random.default_rng(1)
     places = [f"{row}{column:02d}" for row in "ABCDEFGH" for column in range(1, 13)]
     names = [EVIL, IMAGE, *(f"cpd {i}" for i in range(3, compounds + 1))][:compounds]
@@ -366,7 +366,8 @@ def test_names_are_text_wherever_they_stand(page):
 def test_nothing_can_be_run_or_fetched_even_if_a_name_got_through(page):
     with Page(page.as_uri()) as tab:
         tab.run(
-            "document.body.appendChild(Object.assign(document.createElement('script'), {textContent: 'document.title = 1'}))"
+            "document.body.appendChild(Object.assign(document.createElement('script'),"
+            "{textContent: 'document.title = 1'}))"
         )
         tab.run("fetch('https://example.com/').catch(() => 0)")
         assert tab.run("document.title") == IMAGE
