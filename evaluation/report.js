@@ -459,7 +459,8 @@
       const unit = DATA.columns.concentration, [low, middle, high] = found.control;
       for (let k = 0; k < 6; k++) {
         const div = $(`doses-plot${k || ""}`), one = found.compounds[shown[k]];
-        if (!one) { if (div.data) Plotly.purge(div); div.replaceChildren(); continue; }
+        div.hidden = !one;
+        if (!one) continue;
         const colour = one.compound === mine ? SELECT : BLUE;
         const top = Math.max(high, ...one.y.filter((v) => v !== null));
         plot(div, [
@@ -530,11 +531,17 @@
     if (!one.visible || !one.stale) return;
     one.stale = false;
     one.draw(state.set);
+    $(one.id).dataset.drawn = "now";
+  }
+  function redraw(one) {
+    one.stale = true;
+    $(one.id).dataset.drawn = "before";
+    refresh(one);
   }
   function select(t) {
     if (t === state.treatment) return;
     state.treatment = t;
-    for (const one of figures) if (one.marks) { one.stale = true; refresh(one); }
+    figures.filter((one) => one.marks).forEach(redraw);
     $("treatment").value = t === null ? "" : name(t);
     $("clear").disabled = t === null;
     const box = $("chosen");
@@ -554,13 +561,13 @@
     const list = $("treatments");
     list.replaceChildren();
     for (const word of state.set.treatments.name) make("option", undefined, list).value = word;
-    for (const one of figures) { one.fill(state.set); one.stale = true; }
+    for (const one of figures) one.fill(state.set);
     const again = kept === null ? -1 : state.set.treatments.name.indexOf(kept);
     $("chosen").replaceChildren();
     $("treatment").value = "";
     $("clear").disabled = true;
     if (again >= 0) select(again);
-    figures.forEach(refresh);
+    figures.forEach(redraw);
   }
   fill($("set"), DATA.sets.map((set, i) => [String(i), set.name]));
   $("set").addEventListener("change", () => open(Number($("set").value)));
@@ -576,7 +583,7 @@
   });
   $("clear").addEventListener("click", () => select(null));
   for (const one of figures) for (const id of one.controls) {
-    $(id).addEventListener("change", () => { one.changed(state.set, id); one.stale = true; refresh(one); });
+    $(id).addEventListener("change", () => { one.changed(state.set, id); redraw(one); });
   }
   const seen = new IntersectionObserver((entries) => {
     for (const entry of entries) {
@@ -591,6 +598,6 @@
   window.addEventListener("resize", () => {
     if (window.innerWidth === width) return;
     width = window.innerWidth;
-    for (const one of figures) if (one.id === "plates" || one.id === "similarity") { one.stale = true; refresh(one); }
+    figures.filter((one) => one.id === "plates" || one.id === "similarity").forEach(redraw);
   });
 })();

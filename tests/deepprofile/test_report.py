@@ -33,7 +33,7 @@ def test_a_finished_study_has_a_page(finished, tmp_path):
     assert one["treatments"]["name"] == ["DMSO", "aaa", "bbb"]
     assert one["treatments"]["moa"] == ["", "kinase", "kinase"]
     assert one["treatments"]["control"] == [1, 0, 0]
-    assert list(one["montages"]["strips"])[0] == ""
+    assert next(iter(one["montages"]["strips"])) == ""
     assert set(one["montages"]["strips"]) == {"", "aaa", "bbb"}
     assert one["montages"]["about"] == "Crops as the network sees them: DNA blue, ER green, Mito red."
     text = (tmp_path / "a.html").read_text("utf-8")

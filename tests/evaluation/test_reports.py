@@ -242,21 +242,26 @@ def test_wrong_input_is_refused(tmp_path, monkeypatch):
 FIGURES = ("curves", "plates", "map", "similarity", "replicates", "activity", "doses", "cells", "training")
 
 
+def look(tab, name):
+    """Bring a figure into sight and wait until it shows what is chosen."""
+    tab.run(f"document.getElementById('{name}').scrollIntoView()")
+    tab.until(f"document.getElementById('{name}').dataset.drawn === 'now'")
+
+
 def see_all(tab):
-    """Scroll past every figure, so that all are drawn."""
     for name in FIGURES:
-        drawn = "img" if name == "cells" else ".main-svg"
-        tab.run(f"document.getElementById('{name}').scrollIntoView()")
-        tab.until(f"document.querySelector('#{name} {drawn}') || document.getElementById('{name}-note').textContent")
+        look(tab, name)
 
 
 def choose(tab, name, words):
-    """Choose the option of a select that shows `words`."""
+    """Choose the option of a select that starts with `words`, and wait until its figure shows it."""
     tab.run(
         f"(() => {{ const s = document.getElementById('{name}');"
         f"s.value = [...s.options].find(o => o.textContent.startsWith({json.dumps(words)})).value;"
         "s.dispatchEvent(new Event('change')); })()"
     )
+    if "-" in name:
+        look(tab, name.split("-")[0])
 
 
 def type_treatment(tab, word):
@@ -275,6 +280,7 @@ def test_the_page_works_without_a_network(page, tmp_path):
         assert not [words for words in notes if words.startswith("Not shown")]
 
         # a column
+        look(tab, "plates")
         choose(tab, "plates-column", "Count")
         before = tab.run("document.getElementById('plates-plot').data[0].zmax")
         choose(tab, "plates-column", "distance from controls")
@@ -285,6 +291,7 @@ def test_the_page_works_without_a_network(page, tmp_path):
         choose(tab, "plates-column", "MOA")
 
         # a colour
+        look(tab, "map")
         choose(tab, "map-colour", "index")
         assert tab.run("document.getElementById('map-plot').data.map(t => t.name)")[:2] == ["b0", "b1"]
         choose(tab, "map-colour", "row")
@@ -295,6 +302,7 @@ def test_the_page_works_without_a_network(page, tmp_path):
         # a treatment is marked in all figures
         type_treatment(tab, "cpd 3, 10")
         assert tab.run("document.getElementById('chosen').textContent").startswith("cpd 3, 10: moa 2, 3 wells")
+        see_all(tab)
         assert tab.run("document.getElementById('map-plot').data.at(-1).x.length") == 1
         assert tab.run("document.getElementById('plates-plot').data[1].x.length") == 3
         assert (
@@ -309,10 +317,13 @@ def test_the_page_works_without_a_network(page, tmp_path):
             "cpd 3, 10",
         ]
         assert "Nearest to cpd 3, 10" in tab.run("document.getElementById('similarity-note').textContent")
+        look(tab, "similarity")
         choose(tab, "similarity-order", "as a tree")
         assert tab.run("document.getElementById('similarity-plot').data.length") == 2
+        look(tab, "activity")
         choose(tab, "activity-level", "MOA")
         tab.run("document.getElementById('clear').click()")
+        look(tab, "plates")
         assert tab.run("document.getElementById('plates-plot').data[1].x.length") == 0
         type_treatment(tab, "no such thing")
         assert tab.run("document.getElementById('chosen').textContent") == "No treatment is called no such thing."
@@ -349,6 +360,8 @@ def test_names_are_text_wherever_they_stand(page):
         see_all(tab)
         type_treatment(tab, f"{EVIL}, 100")
         assert tab.run("document.getElementById('chosen').textContent").startswith(EVIL)
+        see_all(tab)
+        look(tab, "doses")
         choose(tab, "doses-compound", EVIL)
         choose(tab, "doses-compound", IMAGE)
         time.sleep(0.3)
