@@ -17,6 +17,7 @@ from .profiles import consensus_profiles as consensus_profiles
 from .profiles import score_profiles as score_profiles
 from .profiles import spherize_wells as spherize_wells
 from .registry import register as register
+from .report import write_report as write_report
 from .simulator import simulate as simulate
 from .study import Study as Study
 from .study import read_study as read_study
