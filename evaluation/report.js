@@ -388,7 +388,7 @@
           tickmode: "array", ...marks, tickfont: { size: 10 }, ...scaled },
         yaxis2: { domain: [0.86, 1], showgrid: false, zeroline: false, title: { text: tree ? "distance" : "", font: { size: 10 } }, nticks: 3, tickfont: { size: 9 }, visible: tree, fixedrange: true } });
       const words = [`${n} treatments.`];
-      if (found.total > n) words.push(`Of ${found.total} these are whole classes, the largest first.`);
+      if (found.total > n) words.push(`Of ${found.total} these are of the largest classes.`);
       if (at >= 0) {
         const near = range(n).filter((j) => j !== at).sort((a, b) => z[at][b] - z[at][a]).slice(0, 5);
         words.push(`Nearest to ${name(state.treatment)}: ` + near.map((j) => `${name(ids[j])}${set.treatments.moa[ids[j]] ? ` (${set.treatments.moa[ids[j]]})` : ""} ${said(z[at][j])}${z[at][j] >= found.limit * 0.999 ? " or more" : ""}`).join("; ") + ".");

@@ -38,8 +38,8 @@ from evaluation.report_parts import (
 from evaluation.similarity import Floats, cosine
 from evaluation.subsets import phenotype_strength
 
-MOST_TREATMENTS = 700  # in the matrix of similarities, which grows with their square
-_SPACE = 3_500_000  # bytes for plate heatmaps of features and for montages, of all profiles together
+MOST_TREATMENTS = 700  # in all matrices of similarities, which grow with their square
+_SPACE = 2_500_000  # bytes for plate heatmaps of features and for montages, of all profiles together
 _MISSING = 65535
 
 
@@ -110,7 +110,8 @@ def report(
     if not columns.by:
         raise InputError("by: name at least one column that says what a treatment is")
     space = _SPACE // len(given)
-    sets = [_payload(_subject(result, columns, seed), space) for result in given]
+    most = int(MOST_TREATMENTS / len(given) ** 0.5)
+    sets = [_payload(_subject(result, columns, seed, most), space) for result in given]
     data = {"title": title, "columns": _said(columns), "sets": sets}
     page = page_of(title, given, data, _plotly(), quality=quality, comparison=comparison, settings=settings, seed=seed)
     with atomic_path(Path(path)) as part:
@@ -148,13 +149,14 @@ class _Subject:
     good: npt.NDArray[np.bool_]  # rows that `wells` has
     wells: Wells
     levels: list[str]  # the treatments, in their order in the page
+    most: int  # of them in the matrix of similarities
 
     @property
     def at(self) -> dict[str, int]:
         return {name: place for place, name in enumerate(self.levels)}
 
 
-def _subject(result: Result, columns: Columns, seed: int) -> _Subject:
+def _subject(result: Result, columns: Columns, seed: int, most: int) -> _Subject:
     place = f"wells of {result.name}"
     named = [name for name in (columns.concentration, columns.moa, columns.batch, *columns.exclude_same) if name]
     require_columns(result.wells, [PLATE, WELL, *columns.by, *named], place)
@@ -171,7 +173,7 @@ def _subject(result: Result, columns: Columns, seed: int) -> _Subject:
     kept = table[good].reset_index(drop=True)
     wells = Wells(kept, X[good], treatment[good], control[good], columns.exclude_same)
     levels = sorted(set(treatment[treatment != ""]), key=natural)
-    return _Subject(result, columns, seed, table, features, treatment, control, good, wells, levels)
+    return _Subject(result, columns, seed, table, features, treatment, control, good, wells, levels, most)
 
 
 def _payload(one: _Subject, space: int) -> dict[str, Any]:
@@ -356,10 +358,10 @@ def _similarity(one: _Subject) -> dict[str, Any]:
         moa = ["" if pd.isna(value) else str(value) for value in table[one.columns.moa]]
     rows = [i for i, name in enumerate(names) if name in one.at]
     total = len(rows)
-    if total > MOST_TREATMENTS:  # whole classes, the largest first; then the others by name
+    if total > one.most:  # of the largest classes; then the others by name
         size = {label: moa.count(label) for label in set(moa)}
         rows.sort(key=lambda i: (moa[i] == "", -size[moa[i]], natural(moa[i]), natural(names[i])))
-        rows = rows[:MOST_TREATMENTS]
+        rows = rows[: one.most]
     if len(rows) < 2:
         raise InputError(f"{len(rows)} treatment: a similarity needs at least 2")
     near = cosine(X[rows]).rows(0, len(rows)).astype(np.float64)

@@ -50,12 +50,15 @@ def test_the_page_stands_in_the_study_and_shows_what_was_compared(done):
     assert "Comparison of runs" in path.read_text("utf-8")
 
 
-def test_what_was_not_made_is_told(fresh, done):
+def test_what_was_not_made_is_told(fresh):
     with pytest.raises(InputError, match="run `deepprofile run`"):
         write_report(fresh)
-    bare = done.model_copy(update={"columns": type(done.columns)()})
+
+
+def test_a_study_without_treatments_is_refused(finished, tmp_path):
+    bare = finished.model_copy(update={"columns": type(finished.columns)()})
     with pytest.raises(InputError, match=r"set columns\.treatment or columns\.compound"):
-        write_report(bare)
+        write_report(bare, tmp_path / "a.html")
 
 
 def test_images_that_are_gone_leave_a_page_without_cells(done):

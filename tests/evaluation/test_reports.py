@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from browser import Page, chromium
 
+import evaluation.report_parts
 import evaluation.reports
 from cytominer_tools.errors import InputError
 from evaluation.report_parts import Result
@@ -216,6 +217,34 @@ def test_plate_formats(tmp_path, wells_, shape):
     table.loc[0, "Metadata_Well"] = wells_
     table = table.drop_duplicates(["Metadata_Plate", "Metadata_Well"])
     assert payload(report(tmp_path / "a.html", Result("net", table), **ROLES))["sets"][0]["wells"]["shape"] == shape
+
+
+@pytest.mark.slow
+def test_25_plates_of_384_wells_fit_in_10_mb(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation.report_parts, "_NULL", 50)  # p are numbers of the same length
+    monkeypatch.setattr(evaluation.reports, "MOST_FITS", 1)
+    monkeypatch.setattr(evaluation.report_parts.dose_responses, "__kwdefaults__", {"most_fits": 1})
+    rng = np.random.default_rng(0)
+    places = [f"{row}{column:02d}" for row in "ABCDEFGHIJKLMNOP" for column in range(1, 25)]
+    tables = []
+    for plate in range(25):
+        layout = plate // 5
+        what = [("DMSO", np.nan, None)] * 24
+        for c in range(60 * layout, 60 * layout + 60):
+            what += [(f"BRD-K{c:08d}-001-01-1", 10 / 3**d, f"moa {c % 60} inhibitor") for d in range(6)]
+        table = pd.DataFrame(what, columns=[*BY, "Metadata_MOA"])
+        where = np.random.default_rng(layout).permutation(384)
+        key = {"Metadata_Plate": f"SQ{plate:08d}", "Metadata_Well": [places[i] for i in where]}
+        tables.append(table.assign(**key, Metadata_index=f"b{plate % 5}", Metadata_Count=rng.poisson(1900, 384)))
+    table = pd.concat(tables, ignore_index=True).join(pd.DataFrame(rng.normal(size=(9600, 96))).add_prefix("net_"))
+    noise = rng.integers(0, 255, (8, 96, 96, 3), dtype=np.uint8)  # what JPEG shrinks least
+    montages = {"": noise} | {f"BRD-K{c:08d}-001-01-1, 10": noise for c in range(60)}
+    made = Result("net, deep", table, consensus(table), table, montages=montages)
+    path = report(tmp_path / "a.html", made, **ROLES)
+    one = payload(path)["sets"][0]
+    assert path.stat().st_size < 10e6
+    assert one["wells"]["features"][0] >= 30
+    assert one["similarity"]["total"] == 1801
 
 
 def test_wrong_input_is_refused(tmp_path, monkeypatch):
