@@ -410,7 +410,7 @@
       const at = found.treatment.indexOf(state.treatment);
       const shapes = at < 0 ? [] : [{ type: "line", x0: found.median[at], x1: found.median[at], y0: 0, y1: 1, yref: "paper", line: { color: SELECT, width: 3 } }];
       plot($("replicates-plot"), [bars(found.null, "shuffled", GREY), bars(found.median, "replicates", BLUE)], { barmode: "overlay", showlegend: true,
-        shapes, xaxis: axis("median Pearson correlation of a treatment's wells"), yaxis: axis("% of the values") });
+        shapes, xaxis: axis("median Pearson correlation"), yaxis: axis("% of the values") });
       const words = [`${found.treatment.length} treatments; percent replicating ${said(found.percent)} (5 by chance).`];
       if (found.apart.length) words.push(`Wells of the same ${found.apart.join(" or ")} are not compared.`);
       if (at >= 0) words.push(`${name(state.treatment)}: ${said(found.median[at])} of ${found.n[at]} wells, 95th percentile by chance ${said(found.null_95[at])}.`);

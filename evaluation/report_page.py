@@ -117,11 +117,11 @@ _FIGURES = (
     _figure(
         "curves",
         "Score curves",
-        "Left: of each profile's k nearest others by cosine, the share with its label (precision), and of its matches "
-        "the share among them (recall); means over profiles; dotted: precision of random order. Middle: odds ratio of "
+        "First: of each profile's k nearest others by cosine, the share with its label (precision), and of its matches "
+        "the share among them (recall); means over profiles; dotted: precision of random order. Second: odds ratio of "
         "sharing a label above each percentile of similarity over below, half a pair added to each count; the band is "
         "its 95 % interval if pairs were independent, which they are not: the true one is wider; dotted: 1, chance. "
-        "Right: matches found within a share of the list of neighbours, beyond those of random order (0, dotted).",
+        "Third: matches found within a share of the list of neighbours, beyond those of random order (0, dotted).",
         _choice("curves-level", "Profiles"),
         3,
     ),
