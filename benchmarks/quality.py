@@ -215,9 +215,9 @@ def with_run(study: Study, run: Run, scale: Scale) -> Study:
 
 
 def network_profiles(study: Study) -> Profiles:
-    from deepprofile import aggregate_wells, consensus_profiles, profile_cells, spherize_wells
+    from deepprofile import aggregate_wells, consensus_profiles, normalize_wells, profile_cells
 
-    for stage in (profile_cells, aggregate_wells, spherize_wells, consensus_profiles):
+    for stage in (profile_cells, aggregate_wells, normalize_wells, consensus_profiles):
         stage(study)
     names = ("wells", "normalized", "consensus")
     return Profiles(*(read_table(study.profiles_folder / f"{name}.parquet") for name in names), by_features)

@@ -11,6 +11,10 @@ from .annotation import annotate as annotate
 from .annotation import annotate_cmap as annotate_cmap
 from .annotation import cp_clean as cp_clean
 from .annotation import prepare_external_metadata_for_annotate as prepare_external_metadata_for_annotate
+from .batches import TVN as TVN
+from .batches import ComBat as ComBat
+from .batches import Harmony as Harmony
+from .batches import PerBatch as PerBatch
 from .blocklist import Blocklist as Blocklist
 from .blocklist import get_blocklist_features as get_blocklist_features
 from .cell_locations import CellLocation as CellLocation
@@ -23,12 +27,17 @@ from .cellprofiler import infer_cp_features as infer_cp_features
 from .cellprofiler import label_compartment as label_compartment
 from .cellprofiler import load_known_metadata_dictionary as load_known_metadata_dictionary
 from .cellprofiler import provide_linking_cols_feature_name_update as provide_linking_cols_feature_name_update
+from .concatenation import concatenate as concatenate
+from .correction import correct as correct
+from .correction import transform_profiles as transform_profiles
 from .correlations import check_correlation_method as check_correlation_method
 from .deepprofiler_features import AggregateDeepProfiler as AggregateDeepProfiler
 from .deepprofiler_features import DeepProfilerData as DeepProfilerData
 from .deepprofiler_features import SingleCellDeepProfiler as SingleCellDeepProfiler
 from .errors import InputError as InputError
 from .errors import ProfileWarning as ProfileWarning
+from .fitted import load_transformer as load_transformer
+from .fitted import save_transformer as save_transformer
 from .image_table import aggregate_fields_count as aggregate_fields_count
 from .image_table import aggregate_image_count_features as aggregate_image_count_features
 from .image_table import aggregate_image_features as aggregate_image_features
@@ -45,6 +54,7 @@ from .loading import load_profiles as load_profiles
 from .loading import resolve_cytotable_profiles_target as resolve_cytotable_profiles_target
 from .loading import resolve_parquet_path as resolve_parquet_path
 from .normalization import normalize as normalize
+from .normalization import search_ridge as search_ridge
 from .normalization import spherize as spherize
 from .npz import load_npz_features as load_npz_features
 from .npz import load_npz_locations as load_npz_locations
@@ -55,6 +65,9 @@ from .output import write_gct as write_gct
 from .output import (
     write_to_file_if_user_specifies_output_details as write_to_file_if_user_specifies_output_details,
 )
+from .positions import CellCountRegression as CellCountRegression
+from .positions import MedianPolish as MedianPolish
+from .positions import WellPosition as WellPosition
 from .selection import calculate_frequency as calculate_frequency
 from .selection import correlation_threshold as correlation_threshold
 from .selection import count_na_features as count_na_features
@@ -68,6 +81,8 @@ from .selection import variance_threshold as variance_threshold
 from .single_cells import SingleCells as SingleCells
 from .tables import read_table as read_table
 from .tables import write_table as write_table
+from .transformers import PCA as PCA
+from .transformers import InverseNormal as InverseNormal
 from .transformers import InverseNormalTransform as InverseNormalTransform
 from .transformers import Robustize as Robustize
 from .transformers import RobustMAD as RobustMAD

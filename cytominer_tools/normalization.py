@@ -1,7 +1,7 @@
 """Normalising profiles: each feature against reference rows, or all of them together (spherizing)."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -24,10 +24,12 @@ from cytominer_tools.frames import (
     with_features,
 )
 from cytominer_tools.loading import load_profiles
-from cytominer_tools.output import write_to_file_if_user_specifies_output_details
+from cytominer_tools.output import options_of_suffix, output, write_to_file_if_user_specifies_output_details
 from cytominer_tools.transformers import InverseNormalTransform, Robustize, RobustMAD, Spherize, Standardize
 
 METHODS = ("standardize", "robustize", "mad_robustize", "spherize", "inverse_normal")
+
+RIDGES = (1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 
 _QC = "Metadata_cqc_"
 _CARRIED = ("Image_", "ome_arrow_")  # image measurements and crops that pycytominer keeps beside the metadata
@@ -218,29 +220,98 @@ class Spherized(NamedTuple):
     transformer: Spherize
 
 
-def spherize(
-    profiles: pd.DataFrame,
+class RidgeSearch(NamedTuple):
+    """What `search_ridge` found.
+
+    Attributes
+    ----------
+    scores : DataFrame
+        ridge, score; in the order they were tried.
+    best : Spherized
+        By the ridge of the highest score, the larger one of equal ones.
+    """
+
+    scores: pd.DataFrame
+    best: Spherized
+
+
+def search_ridge(
+    profiles: pd.DataFrame | str | Path,
+    scorer: Callable[[pd.DataFrame], float],
+    ridges: Sequence[float] = RIDGES,
+    controls: str = "all",
     *,
-    control: pd.Series,
+    features: Features = "infer",
+    method: Literal["ZCA", "ZCA-cor"] = "ZCA-cor",
+    min_variance: float = 1e-6,
+) -> RidgeSearch:
+    """Spherize with each of `ridges`, and keep the one whose profiles `scorer` likes best.
+
+    A score of the profiles that are looked at later is too good for having been searched: score other treatments, or
+    other plates, than those that the result is reported on.
+
+    Parameters
+    ----------
+    profiles, controls, features, method, min_variance
+        As in `spherize`.
+    scorer : function of the spherized profiles
+        Returns a number, higher is better; NaN counts as none.
+    ridges : list of floats over 0
+
+    Raises
+    ------
+    InputError
+        As in `spherize`; no ridge, or none with a score.
+    """
+    if not ridges:
+        raise InputError("ridges is empty: name some, such as 0.01, 0.1, 1")
+    first = spherize(profiles, controls, features=features, method=method, ridge=ridges[0], min_variance=min_variance)
+    profiles = load_profiles(profiles)
+    kept = list(first.transformer.get_feature_names_out())
+    part = pd.DataFrame(values(profiles, kept), index=profiles.index, columns=kept)
+    others = first.profiles.drop(columns=kept)
+    best, chosen = None, (-np.inf, 0.0)
+    scores = []
+    for ridge in ridges:
+        transformer = first.transformer.with_ridge(ridge)
+        made = with_features(others, transformer.transform(part), kept)[list(first.profiles.columns)]
+        scores.append(float(scorer(made)))
+        if (scores[-1], ridge) > chosen and not np.isnan(scores[-1]):
+            best, chosen = Spherized(made, first.dropped, transformer), (scores[-1], ridge)
+    if best is None:
+        raise InputError(f"the scorer has no score for any of {len(ridges)} ridges")
+    return RidgeSearch(pd.DataFrame({"ridge": list(ridges), "score": scores}), best)
+
+
+def spherize(
+    profiles: pd.DataFrame | str | Path,
+    controls: str = "all",
+    *,
+    control: pd.Series | None = None,
     features: Features = "infer",
     method: Literal["ZCA", "ZCA-cor"] = "ZCA-cor",
     ridge: float = 1.0,
     min_variance: float = 1e-6,
+    output_file: str | Path | None = None,
 ) -> Spherized:
     """Drop the features in which controls do not vary, then spherize all rows by the control rows.
 
     Parameters
     ----------
-    profiles : DataFrame
+    profiles : DataFrame, or the path of a table
         Wells of all plates of a study at once.
-    control : Series of bool, on the index of `profiles`
-        Such as `queries.select` makes it.
+    controls : query, or "all"
+        The rows to learn from, such as ``Metadata_Compound == 'DMSO'``.
+    control : Series of bool, on the index of `profiles`, optional
+        Instead of a query.
     features : list of column names, or "infer"
     method, ridge
         As in `Spherize`.
     min_variance : float
         A feature is dropped when its variance over the controls is at most this part of its variance over all rows
         (see `arrays.low_variance`); the ratio has no unit.
+    output_file : path, optional
+        Where its profiles are written too, as its suffix says.
 
     Returns
     -------
@@ -253,6 +324,9 @@ def spherize(
         Missing or infinite values, a `control` that is not boolean or of another index, fewer than two controls, or
         no feature left.
     """
+    profiles = load_profiles(profiles)
+    if control is None:
+        control = pd.Series(reference_rows(profiles, controls), index=profiles.index, name="controls")
     if control.dtype != bool or not control.any():
         raise InputError(f"{control.name}: expected booleans, some True; got {control.unique()[:3].tolist()}")
     if not control.index.equals(profiles.index):
@@ -270,7 +344,10 @@ def spherize(
     transformer = Spherize(method=method, ridge=ridge, return_numpy=True).fit(part, control=rows)
     scored = with_features(profiles.drop(columns=chosen), transformer.transform(part), kept)
     gone = set(dropped)
-    return Spherized(scored[[name for name in profiles.columns if name not in gone]], dropped, transformer)
+    spherized = scored[[name for name in profiles.columns if name not in gone]]
+    if output_file is not None:
+        output(spherized, output_file, **options_of_suffix(output_file))
+    return Spherized(spherized, dropped, transformer)
 
 
 def _infinite(rows: arrays.Floats) -> npt.NDArray[np.bool_]:

@@ -119,6 +119,16 @@ def output(
     return str(output_filename)
 
 
+def options_of_suffix(path: str | Path) -> dict[str, Any]:
+    """The `output_type` and `compression_options` with which `output` writes what the suffix of `path` says.
+
+    >>> options_of_suffix("wells.csv.gz")
+    {'output_type': 'csv', 'compression_options': 'gzip'}
+    """
+    suffix = Path(path).suffix
+    return {"output_type": _SUFFIXES.get(suffix, "csv"), "compression_options": "gzip" if suffix == ".gz" else None}
+
+
 def set_compression_method(compression: str | Mapping[str, Any] | None) -> dict[str, Any]:
     """Compression as a dictionary with the key method.
 

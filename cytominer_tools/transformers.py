@@ -1,11 +1,13 @@
 """Normalisations as scikit-learn transformers: learnt on control rows, applied to any rows."""
 
+import copy
 import warnings
 from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from scipy.special import ndtri
 from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
 from sklearn.preprocessing import QuantileTransformer
 from sklearn.utils.validation import _check_feature_names_in, check_is_fitted, validate_data
@@ -57,7 +59,7 @@ class _Scaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
             No control rows.
         """
         X = self._checked(X, reset=True)
-        reference = X if control is None else X[_control_rows(control, len(X))]
+        reference = X if control is None else X[control_rows(control, len(X))]
         if len(reference) == 0:
             raise InputError("n_samples=0 control rows: there is nothing to learn from")
         self._learn(reference)
@@ -186,7 +188,7 @@ class InverseNormalTransform(OneToOneFeatureMixin, TransformerMixin, BaseEstimat
             No control rows, or fewer than one quantile.
         """
         X = validate_data(self, X, dtype=[np.float64, np.float32], ensure_all_finite="allow-nan")
-        reference = X if control is None else X[_control_rows(control, len(X))]
+        reference = X if control is None else X[control_rows(control, len(X))]
         if len(reference) == 0:
             raise InputError("n_samples=0 control rows: there is nothing to learn from")
         if self.n_quantiles < 1:
@@ -203,6 +205,100 @@ class InverseNormalTransform(OneToOneFeatureMixin, TransformerMixin, BaseEstimat
         X = validate_data(self, X, dtype=[np.float64, np.float32], ensure_all_finite="allow-nan", reset=False)
         out: Floats = self.transformer_.transform(X)
         return out
+
+
+class InverseNormal(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
+    """Each feature by its rank among the controls, mapped to the normal distribution (Blom).
+
+    A rank r among n becomes the normal quantile of (r - 3/8) / (n + 1/4); equal values share the mean of their ranks.
+    `InverseNormalTransform` is pycytominer's: it goes by quantiles, and the largest value becomes 5.2 whatever n is.
+
+    Attributes
+    ----------
+    sorted_ : float array, shape (n_controls, n_features)
+
+    References
+    ----------
+    Blom 1958, *Statistical Estimates and Transformed Beta-Variables*; as in the JUMP recipe, Arevalo et al. 2024,
+    doi:10.1038/s41467-024-50613-5, which ranks equal values in random order.
+    """
+
+    sorted_: Floats
+
+    def fit(self, X: Any, y: Any = None, *, batch: Any = None, well: Any = None, control: Any = None) -> Self:
+        """Keep the control rows of `X`, each feature sorted; arguments and errors as in the other normalisers."""
+        X = validate_data(self, X, dtype=[np.float64, np.float32])
+        reference = X if control is None else X[control_rows(control, len(X))]
+        if len(reference) == 0:
+            raise InputError("n_samples=0 control rows: there is nothing to learn from")
+        self.sorted_ = np.sort(reference, axis=0)
+        return self
+
+    def transform(self, X: Any) -> Floats:
+        """Map the rows of `X`; a value between two controls gets a rank between theirs."""
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
+        n = len(self.sorted_)
+        out = np.empty_like(X)
+        for i, known in enumerate(self.sorted_.T):
+            rank = (np.searchsorted(known, X[:, i], "left") + np.searchsorted(known, X[:, i], "right") + 1) / 2
+            out[:, i] = ndtri((rank - 0.375) / (n + 0.25))
+        return out
+
+
+class PCA(TransformerMixin, BaseEstimator):
+    """Principal components of the controls, strongest first, each with its largest loading positive; not scaled.
+
+    Parameters
+    ----------
+    n_components : int, optional
+        At most as many as the controls span; all of them by default.
+
+    Attributes
+    ----------
+    mean_ : float64 array, shape (n_features,)
+    eigenvalues_ : float64 array, shape (n_components,)
+        The variance of the controls along each component.
+    axes_ : float64 array, shape (n_components, n_features)
+    """
+
+    mean_: npt.NDArray[np.float64]
+    eigenvalues_: npt.NDArray[np.float64]
+    axes_: npt.NDArray[np.float64]
+
+    def __init__(self, n_components: int | None = None):
+        self.n_components = n_components
+
+    def fit(self, X: Any, y: Any = None, *, batch: Any = None, well: Any = None, control: Any = None) -> Self:
+        """Learn from the control rows of `X`; arguments as in the other normalisers.
+
+        Raises
+        ------
+        InputError
+            Fewer than one component, fewer than two control rows, or all of them equal.
+        """
+        X = validate_data(self, X, dtype=[np.float64, np.float32])
+        reference = X if control is None else X[control_rows(control, len(X))]
+        if self.n_components is not None and self.n_components < 1:
+            raise InputError(f"n_components={self.n_components}: expected 1 or more")
+        self.mean_, _ = arrays.mean_sd(reference)
+        eigenvalues, axes = arrays.principal_axes(reference - self.mean_)
+        if len(axes) == 0:
+            raise InputError("no spread among the reference rows: all of them are equal; choose other controls")
+        self.eigenvalues_, self.axes_ = eigenvalues[: self.n_components], _signed(axes[: self.n_components])
+        return self
+
+    def transform(self, X: Any) -> Any:
+        """The components of the rows of `X`, shape (n, n_components)."""
+        check_is_fitted(self)
+        rows = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
+        out = ((rows - self.mean_) @ self.axes_.T).astype(rows.dtype)
+        return _like(X, out, self.get_feature_names_out())
+
+    def get_feature_names_out(self, input_features: Any = None) -> npt.NDArray[np.object_]:
+        """PC1, PC2, ..."""
+        check_is_fitted(self)
+        return np.array([f"PC{i}" for i in range(1, len(self.axes_) + 1)], dtype=object)
 
 
 class Spherize(TransformerMixin, BaseEstimator):
@@ -295,7 +391,7 @@ class Spherize(TransformerMixin, BaseEstimator):
             raise InputError(f"epsilon={self.epsilon}: expected a finite number of 0 or more")
         peer = as_peer(self.compat)
         X = validate_data(self, X, dtype=[np.float64, np.float32])
-        reference = X if control is None else X[_control_rows(control, len(X))]
+        reference = X if control is None else X[control_rows(control, len(X))]
         if (n := len(reference)) < 2:
             raise InputError(
                 f"n_samples={n} control rows: spherizing needs at least 2, and {FEW_CONTROLS} to be useful"
@@ -321,10 +417,25 @@ class Spherize(TransformerMixin, BaseEstimator):
                 self.eigenvalues_, n, X.shape[1], self.epsilon, unseen=unseen
             )
         if self.method.startswith("PCA"):
-            largest = np.abs(self.axes_).argmax(axis=1)
-            self.axes_ = self.axes_ * np.sign(self.axes_[np.arange(len(self.axes_)), largest])[:, None]
+            self.axes_ = _signed(self.axes_)
         self._warn(n, X.shape[1], peer)
         return self
+
+    def with_ridge(self, ridge: float) -> "Spherize":
+        """What was learnt, with another ridge; nothing is decomposed again.
+
+        Raises
+        ------
+        InputError
+            This one was fitted with an epsilon, or `ridge` is negative.
+        """
+        check_is_fitted(self)
+        if self.ridge is None:
+            raise InputError("this was fitted with epsilon; fit it with ridge= to change the ridge")
+        other = copy.copy(self)
+        other.ridge = ridge
+        other.gains_, other.rest_gain_ = arrays.spherizing_gains(self.eigenvalues_, len(self.mean_), ridge)
+        return other
 
     def _warn(self, n: int, n_features: int, peer: bool) -> None:
         rank = len(self.eigenvalues_)
@@ -368,6 +479,12 @@ class Spherize(TransformerMixin, BaseEstimator):
         return found
 
 
+def _signed(axes: arrays.Doubles) -> arrays.Doubles:
+    """`axes`, each turned so that its largest entry is positive."""
+    largest = np.abs(axes).argmax(axis=1)
+    return axes * np.sign(axes[np.arange(len(axes)), largest])[:, None]
+
+
 def _like(X: Any, out: Any, names: Any) -> Any:
     """`out` as a frame on the index of `X` where that is a frame and `out` is not one by `set_output` already."""
     if not isinstance(X, pd.DataFrame) or isinstance(out, pd.DataFrame):
@@ -380,7 +497,14 @@ def _some_names(fitted: Any, which: npt.NDArray[np.bool_]) -> str:
     return ", ".join(map(str, found[:5]))
 
 
-def _control_rows(control: Any, n: int) -> npt.NDArray[np.bool_]:
+def control_rows(control: Any, n: int) -> npt.NDArray[np.bool_]:
+    """`control` as an array of `n` booleans.
+
+    Raises
+    ------
+    InputError
+        It is something else.
+    """
     rows = np.asarray(control)
     if rows.dtype != bool or rows.shape != (n,):
         raise InputError(f"control: expected {n} booleans, one a row; got {rows.dtype} of shape {rows.shape}")

@@ -14,11 +14,12 @@ from .plan import plan_study as plan_study
 from .preprocess import Preprocess as Preprocess
 from .profiles import aggregate_wells as aggregate_wells
 from .profiles import consensus_profiles as consensus_profiles
+from .profiles import normalize_wells as normalize_wells
 from .profiles import score_profiles as score_profiles
-from .profiles import spherize_wells as spherize_wells
 from .registry import register as register
 from .report import write_report as write_report
 from .simulator import simulate as simulate
+from .steps import apply_recipe as apply_recipe
 from .study import Study as Study
 from .study import read_study as read_study
 from .template import init_study as init_study

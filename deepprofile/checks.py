@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cytominer_tools.columns import CELL, COUNT, PLATE, SITE, WELL
+from cytominer_tools.columns import CELL, COUNT, PLATE, SITE, WELL, require_columns
 from cytominer_tools.errors import InputError
 from cytominer_tools.files import safe_name
 from cytominer_tools.queries import select
@@ -19,14 +19,17 @@ from deepprofile.index import other_machine, read_index
 from deepprofile.labels import make_labels
 from deepprofile.location_files import LocationFiles, misfit, off_image
 from deepprofile.problems import Problem
+from deepprofile.recipes import Correct, Normalize, find_recipe
 from deepprofile.references import parse
 from deepprofile.registry import names
 from deepprofile.sites import site_paths, site_rows
 from deepprofile.splits import split_cells
+from deepprofile.steps import Roles
 from deepprofile.study import Study
 from deepprofile.work import map_ahead, progress, workers
 
 _FEW_CONTROLS = 16
+_FEW_TREATMENTS = 16
 
 
 def check_study(study: Study) -> list[Problem]:
@@ -46,7 +49,7 @@ def check_study(study: Study) -> list[Problem]:
     problems += other_machine(study, index)
     problems += [*_plugins(study), *_images(study, index, shapes), *_locations(study, index, shapes)]
     problems += [*_controls(study, index), *_treatments(study, index), *_scored(study, index)]
-    problems += [*_exported(study), *_trained(study, index)]
+    problems += [*_scopes(study, index), *_exported(study), *_trained(study, index)]
     return problems
 
 
@@ -204,7 +207,7 @@ def _controls(study: Study, index: pd.DataFrame) -> Iterator[Problem]:
     if study.controls is None:
         if study.profiles.fit == "controls":
             yield Problem(
-                "study.yaml controls", "no controls to spherize by; set a pandas query, or profiles.fit to all"
+                "study.yaml controls", "no controls to learn from; set a pandas query, or profiles.fit to all"
             )
         return
     try:
@@ -229,6 +232,65 @@ def _controls(study: Study, index: pd.DataFrame) -> Iterator[Problem]:
         elif len(wells) < _FEW_CONTROLS:
             yield Problem(
                 "controls", f"{len(wells)} control wells; spherizing is unstable under {_FEW_CONTROLS}", "warning"
+            )
+
+
+def _scopes(study: Study, index: pd.DataFrame) -> Iterator[Problem]:
+    """Whether each plate or batch has what the steps of the recipes learn from it."""
+    wells = index.drop_duplicates([PLATE, WELL])
+    try:
+        control = select(wells, study.controls) if study.controls else pd.Series(False, index=wells.index)
+    except InputError:
+        return  # said above
+    roles = Roles(study.controls, study.profiles.fit, study.columns.batch)
+    said = {}
+    for recipe in study.profiles.recipes:
+        for step in find_recipe(recipe, study.recipes).steps:
+            if isinstance(step, Normalize | Correct):
+                try:
+                    for words in _scope_words(step, roles, wells, control, study.treatment):
+                        said[recipe, words] = Problem(f"study.yaml recipe {recipe}", words, "warning")
+                except InputError as error:
+                    said[recipe, str(error)] = Problem(f"study.yaml recipe {recipe}", str(error))
+    yield from said.values()
+
+
+def _scope_words(
+    step: Normalize | Correct, roles: Roles, wells: pd.DataFrame, control: pd.Series, treatment: str | None
+) -> Iterator[str]:
+    what = f"{step.step} by {step.method}"
+    treated = wells[~control]
+    if isinstance(step, Correct) and step.method == "well_position":
+        if treatment is not None and treatment in wells and len(treated):
+            fixed = treated.groupby(treatment, observed=True)[WELL].nunique() == 1
+            if fixed.mean() > 0.5:
+                yield (
+                    f"{what} takes out what wells at one position share, and {fixed.sum()} of {len(fixed)} treatments "
+                    "keep theirs: it takes them out too"
+                )
+        return
+    by = step.by
+    if isinstance(step, Correct):
+        by = {"median_polish": "plate", "cell_count": "all"}.get(step.method, step.by)
+    columns = roles.columns(by)
+    if not columns:
+        return
+    require_columns(wells, columns, "the index")
+    scope = " and ".join(name.removeprefix("Metadata_") for name in columns)
+    mend = "take a larger scope (by: all), or a recipe that spherizes over all plates, such as deep"
+    if (step.fit or roles.fit) == "controls" and not (isinstance(step, Correct) and step.method == "harmony"):
+        counts = control.groupby([wells[name] for name in columns]).sum()
+        if (few := counts < _FEW_CONTROLS).any():
+            yield (
+                f"{what} learns from the controls of each {scope}, and {few.sum()} of {len(counts)} have fewer than "
+                f"{_FEW_CONTROLS}, down to {counts.min()}: its scale is noise; {mend}"
+            )
+    elif treatment is not None and treatment in wells and len(treated):
+        each = treated.groupby(columns, observed=True)[treatment].nunique()
+        if (few := each < _FEW_TREATMENTS).any():
+            yield (
+                f"{what} learns from all wells of each {scope}, and {few.sum()} of {len(each)} hold fewer than "
+                f"{_FEW_TREATMENTS} treatments, down to {each.min()}: it takes a part of them for the {scope}; {mend}"
             )
 
 

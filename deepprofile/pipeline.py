@@ -6,7 +6,7 @@ from deepprofile.features import profile_cells
 from deepprofile.index import load_index, write_index
 from deepprofile.intensities import measure_intensities
 from deepprofile.locations import locate_cells
-from deepprofile.profiles import aggregate_wells, consensus_profiles, score_profiles, spherize_wells
+from deepprofile.profiles import aggregate_wells, consensus_profiles, normalize_wells, score_profiles
 from deepprofile.study import Study
 from deepprofile.work import Done
 
@@ -21,13 +21,14 @@ def run_study(study: Study, *, strict: bool = False) -> Iterator[Done]:
     InputError
         The first thing that its owner can mend; with `strict`, also a site that cannot be read.
     """
-    steps: tuple[Callable[[Study], Done], ...] = (aggregate_wells, spherize_wells, consensus_profiles)
+    steps: tuple[Callable[[Study], Done], ...] = (aggregate_wells, normalize_wells, consensus_profiles)
     with study.writing():
         write_index(study, load_index(study, tell=True))
         if study.profile.files is not None:  # the features are made, so no image is needed
             yield profile_cells(study, strict=strict)
-            for step in (*steps, score_profiles):
-                yield step(study)
+            for one in study.recipe_sets:
+                for step in (*steps, score_profiles):
+                    yield step(one)
             return
         light = study.illumination
         if study.crops.normalize == "plate_control" or light.method != "none" or light.qc:
@@ -48,8 +49,13 @@ def run_study(study: Study, *, strict: bool = False) -> Iterator[Done]:
         twins = [study.untrained, study] if study.untrained else [study]
         for twin in twins:
             yield profile_cells(twin, strict=strict)
-            for one in twin.feature_sets:
+            for one in _sets(twin):
                 for step in steps:
                     yield step(one)
-        for one in study.feature_sets:
+        for one in _sets(study):
             yield score_profiles(one)
+
+
+def _sets(study: Study) -> list[Study]:
+    """The study of each set of features under each recipe."""
+    return [one for features in study.feature_sets for one in features.recipe_sets]

@@ -177,7 +177,9 @@ class _Planner:
         stages.append(self._stage("profile", cells, unit, rate, None if written is None else cells * written[0]))
         if written is not None:
             stages.append(self._stage("aggregate", cells * written[1], unit, _median_speed(written[2])))
-        self.unknown.append("spherize, consensus and score: their time is that of the wells, seconds for a few hundred")
+        self.unknown.append(
+            "normalize, consensus and score: their time is that of the wells, seconds for a few hundred"
+        )
         wells = len(index[[PLATE, WELL]].drop_duplicates())
         unknown = tuple(dict.fromkeys(self.unknown))
         return Plan(index[PLATE].nunique(), wells, len(index), cells, unit, known, tuple(stages), unknown)

@@ -1,28 +1,28 @@
-"""From single cells to well profiles, spherized wells, treatments and scores: the stages after the network."""
+"""From single cells to well profiles, normalised wells, treatments and scores: the stages after the network."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from cytominer_tools.aggregation import consensus
 from cytominer_tools.arrays import group_mean, group_median
 from cytominer_tools.columns import COUNT, METADATA, PLATE, WELL
 from cytominer_tools.errors import InputError
-from cytominer_tools.files import atomic_folder
+from cytominer_tools.files import atomic_folder, atomic_path
 from cytominer_tools.manifest import Manifest, PlateTable, digest
-from cytominer_tools.normalization import spherize
-from cytominer_tools.queries import select
 from cytominer_tools.tables import read_table, write_table
 from deepprofile.features import feature_settings, plate_features
 from deepprofile.index import constant_metadata, load_index, sites_by_well
+from deepprofile.recipes import Step
+from deepprofile.steps import Roles, features_of, run_steps, treatment_profiles
 from deepprofile.study import Study
-from deepprofile.work import Done, log
+from deepprofile.work import Done
 
-WELLS, NORMALIZED, CONSENSUS = "wells.parquet", "normalized.parquet", "consensus.parquet"
+WELLS, NORMALIZED, SELECTED, CONSENSUS = "wells.parquet", "normalized.parquet", "selected.parquet", "consensus.parquet"
 
 
 def aggregate_wells(study: Study) -> Done:
@@ -49,6 +49,10 @@ def aggregate_wells(study: Study) -> Done:
     parts = {plate: {well: tables[plate].manifest.parts[well].key for well in wells_of[plate]} for plate in plates}
     inputs = [parts, study.profiles.operation, metadata.to_json()]
     reduce = group_median if study.profiles.operation == "median" else group_mean
+
+    if _link_wells(study, digest(inputs)):
+        part = Manifest.read(study.profiles_folder, "profiles").parts[WELLS]
+        return Done("aggregate", 1, 0, part.rows, "wells", part.skipped)
 
     def make() -> tuple[pd.DataFrame, list[tuple[str, str]]]:
         rows, keys, empty = [], [], []
@@ -92,30 +96,69 @@ def feature_names(study: Study, width: int) -> list[str]:
     return [f"{model}_{channel}_{i}" for channel in study.channels for i in range(each)]
 
 
-def spherize_wells(study: Study) -> Done:
-    """Write normalized.parquet (level 4a): wells spherized over all plates at once, fitted on the control wells.
+def _link_wells(study: Study, key: str) -> bool:
+    """Take wells.parquet from another recipe of the same features, where it is current there and not here."""
+    manifest = Manifest.read(study.profiles_folder, "profiles")
+    if manifest.is_current(WELLS, key):
+        return False
+    for path in sorted(study.profiles_folder.parent.glob("*/manifest.json")):
+        other = Manifest.read(path.parent, "profiles")
+        if other.is_current(WELLS, key):
+            with study.writing(), atomic_path(study.profiles_folder / WELLS) as linked:
+                try:
+                    linked.hardlink_to(path.parent / WELLS)  # neither is ever written to, only replaced
+                except OSError:  # a file system without links
+                    shutil.copyfile(path.parent / WELLS, linked)
+            manifest.record(WELLS, key, WELLS, other.parts[WELLS].rows, other.parts[WELLS].skipped)
+            return True
+    return False
 
-    Features in which the controls do not vary are dropped first. See `cytominer_tools.spherize`.
+
+def normalize_wells(study: Study) -> Done:
+    """Write normalized.parquet (level 4a) and, where the recipe selects features at its end, selected.parquet (4b).
+
+    The steps of the recipe before its consensus, on the wells of all plates at once; see `deepprofile.recipes`.
 
     Raises
     ------
     InputError
-        There are no wells, or fewer than two to fit on.
+        There are no wells, or a step has nothing to learn from.
     """
     manifest, wells = _read(study, WELLS, "deepprofile aggregate")
+    recipe, roles = study.recipe, _roles(study)
 
-    def make() -> tuple[pd.DataFrame, list[tuple[str, str]]]:
-        result = spherize(wells, control=_fitted_on(study, wells), features=_features(wells))
-        if result.dropped:
-            fitted = "controls" if study.profiles.fit == "controls" else "wells"
-            log.info("spherize: %d features without variance among the %s are dropped", len(result.dropped), fitted)
-        return result.profiles, []
+    def normalize() -> tuple[pd.DataFrame, list[tuple[str, str]]]:
+        return run_steps(wells, recipe.of_wells, roles), []
 
-    return _write(study, "spherize", NORMALIZED, _normalized_from(study, manifest), make, "wells")
+    done = _write(study, "normalize", NORMALIZED, _normalized_from(study, manifest), normalize, "wells")
+    if not recipe.selection:
+        manifest = Manifest.read(study.profiles_folder, "profiles")
+        if manifest.parts.pop(SELECTED, None) is not None:  # of other steps under this name
+            with study.writing():
+                manifest.save()
+                (manifest.folder / SELECTED).unlink(missing_ok=True)
+        return done
+    manifest, normalized = _read(study, NORMALIZED, "deepprofile normalize")
+
+    def choose() -> tuple[pd.DataFrame, list[tuple[str, str]]]:
+        return run_steps(normalized, recipe.selection, roles), []
+
+    selected = _write(study, "normalize", SELECTED, _selected_from(study, manifest), choose, "wells")
+    made = int(done.made or selected.made)
+    return replace(selected, made=made, kept=1 - made)
+
+
+def final_wells(study: Study) -> str:
+    """The file of the wells that the consensus is made of: selected.parquet, or normalized.parquet if there is none."""
+    return SELECTED if study.recipe.selection else NORMALIZED
+
+
+def _roles(study: Study) -> Roles:
+    return Roles(study.controls, study.profiles.fit, study.columns.batch, study.root)
 
 
 def consensus_profiles(study: Study) -> Done:
-    """Write consensus.parquet (level 5): the median over the wells of each treatment and concentration.
+    """Write consensus.parquet (level 5): one profile of the wells of each treatment and concentration.
 
     Metadata that is the same in every well of a treatment is kept; Metadata_Count is the mean of its wells. A well
     whose treatment is not given is left out and reported.
@@ -123,9 +166,9 @@ def consensus_profiles(study: Study) -> Done:
     Raises
     ------
     InputError
-        There are no spherized wells, or nothing says what a treatment is.
+        There are no normalised wells, or nothing says what a treatment is.
     """
-    manifest, wells = _read(study, NORMALIZED, "deepprofile spherize")
+    manifest, wells = _read(study, final_wells(study), "deepprofile normalize")
     by = list(study.consensus)
     if not by:
         raise InputError("study.yaml: no column says what a treatment is; set columns.treatment or columns.compound")
@@ -136,7 +179,7 @@ def consensus_profiles(study: Study) -> Done:
         if treated.empty:
             raise InputError(f"no well has a {by[0]}; look at columns and at images.metadata in study.yaml")
         keep = [name for name in constant_metadata(treated, by) if name not in (PLATE, WELL, COUNT)]
-        profiles = consensus(treated, by, features=_features(wells), keep=keep)
+        profiles = treatment_profiles(treated, study.recipe.of_treatments, by, keep, _roles(study))
         counts = treated.groupby(by, dropna=False, sort=True, observed=True)[COUNT].mean().to_numpy()
         profiles.insert(len(by) + len(keep), COUNT, counts)
         left = (wells.loc[~named, PLATE] + " " + wells.loc[~named, WELL]).tolist()
@@ -159,11 +202,12 @@ def score_profiles(study: Study) -> Done:
     from evaluation.figures import score_figure
 
     manifest, treatments = _read(study, CONSENSUS, "deepprofile consensus")
-    wells = read_table(study.profiles_folder / NORMALIZED)
+    wells_file = final_wells(study)
+    wells = read_table(study.profiles_folder / wells_file)
     twin = study.untrained
     twin_keys = [_read(twin, CONSENSUS, "deepprofile run")[0].parts[CONSENSUS].key] if twin else []
     levels = [
-        _Level("replicates", wells, NORMALIZED, study.scores.replicates or study.treatment, study.scores.exclude_same),
+        _Level("replicates", wells, wells_file, study.scores.replicates or study.treatment, study.scores.exclude_same),
         _Level("treatments", treatments, CONSENSUS, study.scores.labels or study.columns.moa, ()),
     ]
     levels = [level for level in levels if level.label]
@@ -206,7 +250,7 @@ def _score_level(study: Study, twin: Study | None, level: _Level, folder: Path) 
         untrained = _score(twin, read_table(twin.profiles_folder / level.file), level)
         found.table["untrained"] = untrained.table["value"]
     write_table(found.queries, folder / f"queries_{level.name}.csv")
-    features = _features(level.profiles)
+    features = features_of(level.profiles)
     # the median of two controls is where spherizing puts zero, and zero has no direction
     drawn = level.profiles[(level.profiles[features] != 0).any(axis=1)]
     if len(drawn) > 1:
@@ -225,7 +269,7 @@ def _score(study: Study, profiles: pd.DataFrame, level: _Level) -> Any:
     return score(
         profiles,
         labels=str(level.label),
-        features=_features(profiles),
+        features=features_of(profiles),
         exclude_same=level.exclude,
         select=chosen.select,
         min_class_size=chosen.min_class_size,
@@ -236,33 +280,14 @@ def _score(study: Study, profiles: pd.DataFrame, level: _Level) -> Any:
     )
 
 
-def _features(profiles: pd.DataFrame) -> list[str]:
-    return [name for name in map(str, profiles.columns) if not name.startswith(METADATA)]
-
-
-def _fitted_on(study: Study, wells: pd.DataFrame) -> pd.Series:
-    if study.profiles.fit == "all":
-        if len(wells) < 2:
-            raise InputError("there is one well with cells; spherizing needs two to learn from")
-        return pd.Series(True, index=wells.index, name="profiles.fit")
-    if study.controls is None:
-        raise InputError(
-            "study.yaml names no controls to spherize by; set controls to a query such as "
-            "\"Metadata_Compound == 'DMSO'\", or profiles.fit to all"
-        )
-    control = select(wells, study.controls).rename("controls")
-    if not control.any():
-        raise InputError(f"no well is a control by {study.controls!r}; mend controls, or set profiles.fit to all")
-    if control.sum() < 2:
-        raise InputError("one control well has cells; spherizing needs two; set profiles.fit to all")
-    return control
-
-
 def _read(study: Study, name: str, command: str) -> tuple[Manifest, pd.DataFrame]:
     manifest = Manifest.read(study.profiles_folder, "profiles")
-    manifest.require([name], {}, command)
-    for table, made_from in (NORMALIZED, _normalized_from), (CONSENSUS, _consensus_from):
-        if name in (table, CONSENSUS) and manifest.parts[table].key != digest(made_from(study, manifest)):
+    chain = [WELLS, NORMALIZED, *([SELECTED] if study.recipe.selection else []), CONSENSUS]
+    chain = chain[: chain.index(name) + 1]
+    manifest.require(chain, {}, command)
+    made_from = {NORMALIZED: _normalized_from, SELECTED: _selected_from, CONSENSUS: _consensus_from}
+    for table in chain[1:]:
+        if manifest.parts[table].key != digest(made_from[table](study, manifest)):
             raise InputError(
                 f"{manifest.folder / table} was made from other profiles or under other settings; run `deepprofile run`"
             )
@@ -270,11 +295,21 @@ def _read(study: Study, name: str, command: str) -> tuple[Manifest, pd.DataFrame
 
 
 def _normalized_from(study: Study, manifest: Manifest) -> list[Any]:
-    return [manifest.parts[WELLS].key, study.controls, study.profiles.fit]
+    return [manifest.parts[WELLS].key, _said(study, study.recipe.of_wells)]
+
+
+def _selected_from(study: Study, manifest: Manifest) -> list[Any]:
+    return [manifest.parts[NORMALIZED].key, _said(study, study.recipe.selection)]
 
 
 def _consensus_from(study: Study, manifest: Manifest) -> list[Any]:
-    return [manifest.parts[NORMALIZED].key, list(study.consensus)]
+    steps = _said(study, study.recipe.of_treatments)
+    return [manifest.parts[final_wells(study)].key, list(study.consensus), steps]
+
+
+def _said(study: Study, steps: Iterable[Step]) -> list[Any]:
+    """What `steps` do in this study, as JSON values."""
+    return [_roles(study).resolved(step) for step in steps]
 
 
 def _write(

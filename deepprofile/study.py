@@ -15,6 +15,7 @@ from cytominer_tools.errors import InputError
 from cytominer_tools.files import locked, locked_together, safe_name, sweep
 from deepprofile.parts import Share
 from deepprofile.preprocess import CropSettings, Preprocess
+from deepprofile.recipes import BUILT_IN, STEPS, Recipe, find_recipe
 from deepprofile.references import Projection, is_url
 from deepprofile.yaml import read_yaml
 
@@ -325,10 +326,20 @@ class ProfileModel(Section):
 class Profiles(Section):
     """The `profiles` section: from cells to wells to treatments."""
 
-    recipe: Literal["deep"] = "deep"
+    recipe: str | tuple[str, ...] = "deep"  # several: a folder each, all of the same wells
     operation: Literal["median", "mean"] = "median"
-    fit: Literal["controls", "all"] = "controls"  # the wells that spherizing is fitted on
+    fit: Literal["controls", "all"] = "controls"  # the wells that the steps of recipes learn from
     consensus: tuple[str, ...] = ()  # the columns of a treatment; treatment (or compound) and concentration by default
+
+    @model_validator(mode="after")
+    def _some_recipes(self) -> "Profiles":
+        if not self.recipes or len(set(self.recipes)) < len(self.recipes):
+            raise ValueError(f"recipe: name one or several different ones, got {', '.join(self.recipes) or 'none'}")
+        return self
+
+    @property
+    def recipes(self) -> tuple[str, ...]:
+        return (self.recipe,) if isinstance(self.recipe, str) else self.recipe
 
 
 class Scores(Section):
@@ -359,6 +370,7 @@ class Study(Section):
     train: Train | None = None  # without the section nothing is trained
     profile: ProfileModel = ProfileModel()
     profiles: Profiles = Profiles()
+    recipes: dict[str, Recipe] = {}  # of its own, beside the built-in ones
     scores: Scores = Scores()
 
     @model_validator(mode="before")
@@ -377,6 +389,17 @@ class Study(Section):
         for name in (seen,) if isinstance(seen, str) else seen:
             if name not in self.channels:
                 raise ValueError(f"locate.channel: {name!r} is not one of {', '.join(self.channels)}")
+        return self
+
+    @model_validator(mode="after")
+    def _known_recipes(self) -> "Study":
+        if twice := [name for name in self.recipes if name in BUILT_IN]:
+            raise ValueError(f"recipes: {', '.join(twice)} is built in; give yours another name")
+        for name in self.profiles.recipes:
+            try:
+                find_recipe(name, self.recipes)
+            except InputError as error:
+                raise ValueError(f"profiles.recipe: {error}") from None
         return self
 
     @model_validator(mode="after")
@@ -537,6 +560,33 @@ class Study(Section):
         untrained = weights is None or str(weights).startswith("untrained")
         return self._profiled(**chosen, model=name, weights=None if untrained else weights)
 
+    @property
+    def recipe_sets(self) -> tuple["Study", ...]:
+        """The study with each of its recipes alone."""
+        return tuple(self.with_recipe(name) for name in self.profiles.recipes)
+
+    def with_recipe(self, name: str) -> "Study":
+        """The study with the recipe `name` alone, built in or its own, for the stages after `profile`.
+
+        Raises
+        ------
+        InputError
+            There is no such recipe; it lists those that there are.
+        """
+        find_recipe(name, self.recipes)
+        return self.model_copy(update={"profiles": self.profiles.model_copy(update={"recipe": name})})
+
+    @property
+    def recipe(self) -> Recipe:
+        """The steps of the study's only recipe; see `with_recipe`."""
+        return find_recipe(self._recipe_name, self.recipes)
+
+    @property
+    def _recipe_name(self) -> str:
+        if len(self.profiles.recipes) > 1:
+            raise ValueError(f"{len(self.profiles.recipes)} recipes; choose one by with_recipe, or go over recipe_sets")
+        return self.profiles.recipes[0]
+
     def _profiled(self, **changes: Any) -> "Study":
         return self.model_copy(update={"profile": self.profile.model_copy(update=changes)})
 
@@ -546,11 +596,11 @@ class Study(Section):
 
     @property
     def profiles_folder(self) -> Path:
-        return self.root / "profiles" / self.profile.name / self.profiles.recipe
+        return self.root / "profiles" / self.profile.name / safe_name(self._recipe_name)
 
     @property
     def scores_folder(self) -> Path:
-        return self.root / "scores" / self.profile.name / self.profiles.recipe
+        return self.root / "scores" / self.profile.name / safe_name(self._recipe_name)
 
     def path(self, name: str) -> Path:
         """`name`, relative to study.yaml unless it is absolute."""
@@ -634,7 +684,7 @@ def _place(loc: tuple[int | str, ...]) -> str:
 
 def _words(error: Any) -> str:
     if error["type"] == "extra_forbidden":
-        sections: list[type[BaseModel]] = [Study, *Section.__subclasses__()]
+        sections: list[type[BaseModel]] = [Study, *Section.__subclasses__(), *STEPS]
         known = {name for section in sections for name in section.model_fields}
         close = get_close_matches(str(error["loc"][-1]), sorted(known), 1)
         return f"unknown key, is it {close[0]}?" if close else "unknown key; docs/guide.md lists those that there are"

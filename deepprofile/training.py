@@ -35,7 +35,7 @@ from deepprofile.index import load_index
 from deepprofile.initialization import freeze, initial_network
 from deepprofile.labels import Labels, class_weights, make_labels
 from deepprofile.networks import GROUP, jit_compile
-from deepprofile.profiles import aggregate_wells, consensus_profiles, score_profiles, spherize_wells
+from deepprofile.profiles import aggregate_wells, consensus_profiles, normalize_wells, score_profiles
 from deepprofile.registry import load, package
 from deepprofile.sampling import epoch_rows, validation_rows
 from deepprofile.schedules import best_epoch, is_over, learning_rate
@@ -445,15 +445,15 @@ class _Weights(keras.callbacks.Callback):
 
 
 def profile_scores(study: Study, weights: Path, epoch: int) -> dict[str, float]:
-    """Precision at R of the profiles that the network in `weights` makes of the whole study, by its first layer."""
+    """Precision at R of the study's profiles by the network in `weights`, its first layer and its first recipe."""
     name = f"{study.profile.network}_{train_section(study).name}-epoch{epoch}"
     layer = study.profile.layers[0]
     chosen = study.profile.model_copy(update={"weights": str(weights), "model": name, "layer": layer})
     baselines = tuple(name for name in study.scores.baselines if name != "untrained")  # which has stages of its own
     scores = study.scores.model_copy(update={"baselines": baselines})
-    twin = study.model_copy(update={"profile": chosen, "scores": scores})
+    twin = study.with_recipe(study.profiles.recipes[0]).model_copy(update={"profile": chosen, "scores": scores})
     try:
-        for stage in (profile_cells, aggregate_wells, spherize_wells, consensus_profiles, score_profiles):
+        for stage in (profile_cells, aggregate_wells, normalize_wells, consensus_profiles, score_profiles):
             stage(twin)
     except InputError as error:
         log.warning("train: the profiles of epoch %d are not scored: %s", epoch, error)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cytominer_tools.errors import InputError
+from deepprofile.cli.tables import TABLES, is_table, run_table
 
 if TYPE_CHECKING:
     from deepprofile.study import Study
@@ -196,33 +197,45 @@ _devices_option = click.option("--devices", metavar="N,N,..", help="A process fo
 _model_option = click.option(
     "--model", help="A folder in features/, such as MODEL-epoch8; by default that of profile in study.yaml."
 )
-_AFTER = ("aggregate", "spherize", "consensus", "score")  # of a set of features
+_recipe_option = click.option("--recipe", help="One of profiles.recipe, or another; by default all of profiles.recipe.")
+_AFTER = ("aggregate", "normalize", "consensus", "score")  # of a set of features
 _OPTIONS = {
     "locate": (_preview_option, _part_option),
     "export": (_format_option, _part_option),
     "profile": (_epoch_option, _part_option, _devices_option),
-    **dict.fromkeys(_AFTER, (_model_option,)),
+    **dict.fromkeys(_AFTER, (_model_option, _recipe_option)),
 }
 
 
 def _stage(name: str, module: str, function: str, doc: str) -> None:
     reads_images = module in ("intensities", "locations", "export", "features")
+    table_options = TABLES[name].options if name in TABLES else ()
+    of_tables = _arguments(table_options)
 
     @stage_options
     def command(study: Path, as_json: bool, strict: bool = False, **chosen: Any) -> None:
         from importlib import import_module
 
+        of_table = {key: chosen.pop(key) for key in of_tables}
+        if is_table(study) and name in TABLES:
+            run_table(name, study, of_table)
+            return
+        if given := [key for key, value in of_table.items() if value]:
+            raise InputError(f"{', '.join(given)}: for a table of profiles; what a study does stands in its study.yaml")
         if chosen.get("preview"):
             from deepprofile.preview import preview_study
 
             path = str(preview_study(_study(study)))
             click.echo(json.dumps({"preview": path}) if as_json else f"{path}: look at it; no cells were written")
             return
-        settings, model = _stage_settings(chosen), chosen.get("model")
+        settings, model, recipe = _stage_settings(chosen), chosen.get("model"), chosen.get("recipe")
         if reads_images:
             settings["strict"] = strict
         read = _study(study)
+        read = read.with_recipe(recipe) if recipe else read
         sets = (read.with_features(model),) if model else read.feature_sets if name in _AFTER else (read,)
+        if name in _AFTER:
+            sets = tuple(one for features in sets for one in features.recipe_sets)
         with _quiet_keras() if module in ("features", "training") and "devices" not in settings else _nothing():
             place, called = module, function
             if chosen.get("layout") == "png":
@@ -232,9 +245,29 @@ def _stage(name: str, module: str, function: str, doc: str) -> None:
             run = getattr(import_module(f"deepprofile.{place}"), called)
         _report((run(one, **settings) for one in sets), as_json)
 
-    for option in (*_OPTIONS.get(name, ()), *((strict_option,) if reads_images else ())):
+    for option in (*_OPTIONS.get(name, ()), *((strict_option,) if reads_images else ()), *table_options):
         command = option(command)
     main.command(name, help=doc)(command)
+
+
+def _arguments(options: "Iterable[Callable[..., Any]]") -> list[str]:
+    """What click calls the values of `options`."""
+
+    def probe(**_: Any) -> None: ...
+
+    for option in options:
+        probe = option(probe)
+    return [str(one.name) for one in getattr(probe, "__click_params__", [])]
+
+
+def _table_command(name: str) -> None:
+    @click.argument("table", type=click.Path(path_type=Path))
+    def command(table: Path, **chosen: Any) -> None:
+        run_table(name, table, chosen)
+
+    for option in reversed(TABLES[name].options):
+        command = option(command)
+    main.command(name, help=TABLES[name].doc)(command)
 
 
 def _stage_settings(chosen: dict[str, Any]) -> dict[str, Any]:
@@ -282,12 +315,16 @@ for _name, _module, _function, _doc in (
     ("export", "export", "export_crops", "Cut the cells out and keep them for training."),
     ("train", "training", "train_network", "Train a network to tell treatments apart."),
     ("profile", "features", "profile_cells", "Turn each cell into features by a network."),
-    ("aggregate", "profiles", "aggregate_wells", "Make well profiles of single cells."),
-    ("spherize", "profiles", "spherize_wells", "Spherize the wells by the controls."),
-    ("consensus", "profiles", "consensus_profiles", "Make treatment profiles of wells."),
+    ("aggregate", "profiles", "aggregate_wells", "Make well profiles of single cells, of a study or in a table."),
+    ("normalize", "profiles", "normalize_wells", "Normalise the wells, of a study as its recipe says, or in a table."),
+    ("consensus", "profiles", "consensus_profiles", "Make treatment profiles of wells, of a study or in a table."),
     ("score", "profiles", "score_profiles", "Score the profiles beside their baselines."),
 ):
     _stage(_name, _module, _function, _doc)
+
+for _name in TABLES:
+    if _name not in main.commands:
+        _table_command(_name)
 
 
 @main.command("report")
@@ -453,14 +490,15 @@ def _reasons(left: list[tuple[str, str]]) -> list[str]:
 def _show_scores(study: "Study") -> None:
     from deepprofile.profiles import score_lines
 
-    for one in study.feature_sets:
+    sets = [one for features in study.feature_sets for one in features.recipe_sets]
+    for one in sets:
         click.echo("")
         click.echo("\n".join(score_lines(one)))
     click.echo("\nFiles, in " + str(study.root))
-    for one in study.feature_sets:
-        for folder in (one.features, one.profiles_folder, one.scores_folder):
-            names = sorted(p.name for p in folder.iterdir() if p.name != "manifest.json")
-            click.echo(f"  {folder.relative_to(study.root).as_posix()}/: {', '.join(names)}")
+    folders = dict.fromkeys(f for one in sets for f in (one.features, one.profiles_folder, one.scores_folder))
+    for folder in folders:
+        names = sorted(p.name for p in folder.iterdir() if p.name != "manifest.json")
+        click.echo(f"  {folder.relative_to(study.root).as_posix()}/: {', '.join(names)}")
 
 
 @contextmanager

@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cytominer_tools import consensus, spherize
+from cytominer_tools import consensus, normalize, spherize
 from cytominer_tools.errors import InputError, ProfileWarning
 
 DATA = Path(os.environ.get("DEEPPROFILE_DATA", Path(__file__).parents[3] / "shared" / "data"))
@@ -114,3 +114,21 @@ def test_moa_accuracy_on_bbbc021(ridge, operation, accuracy):
     assert (len(table), control.sum(), len(treatments), len(result.dropped)) == (632, 330, 103, 0)
     # one treatment of 103 is .0097; another BLAS may settle a near tie otherwise
     assert nsc_accuracy(treatments) == pytest.approx(accuracy, abs=0.011)
+
+
+def test_the_peers_epsilon_warns_where_features_outnumber_controls():
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(40, 5)) @ rng.normal(size=(5, 30)) + 1e-3 * rng.normal(size=(40, 30))
+    rows[20:] += 0.5 * rng.normal(size=30)  # an effect where controls hardly vary
+    table = pd.DataFrame(rows, columns=[f"Cells_{i}" for i in range(30)])
+    table.insert(0, "Metadata_Compound", ["DMSO"] * 20 + ["x"] * 20)
+    with pytest.warns(ProfileWarning, match=r"20 control rows span 19 of 30 directions; the others are stretched"):
+        peer = normalize(table, samples="Metadata_Compound == 'DMSO'", method="spherize")
+    ours = spherize(table, "Metadata_Compound == 'DMSO'").profiles  # which has nothing to warn of
+
+    def longer(found):
+        norms = np.linalg.norm(found.filter(like="Cells_"), axis=1)
+        return np.median(norms[20:]) / np.median(norms[:20])
+
+    assert longer(ours) < 3  # rows that were not fitted, over those that were
+    assert longer(peer) > 100

@@ -20,7 +20,7 @@ from deepprofile.cli import main
 from deepprofile.features import profile_cells
 from deepprofile.intensities import measure_intensities
 from deepprofile.locations import locate_cells
-from deepprofile.profiles import aggregate_wells, spherize_wells
+from deepprofile.profiles import aggregate_wells, normalize_wells
 from deepprofile.study import read_study
 
 pytestmark = pytest.mark.filterwarnings("ignore:spherizing learns from")
@@ -218,14 +218,14 @@ def test_the_command_line_says_it_in_a_line_and_exits_with_2(fresh):
 @pytest.mark.parametrize(
     ("controls", "words"),
     [
-        (None, r"study\.yaml names no controls to spherize by; set controls to a query .* or profiles\.fit to all"),
+        (None, r"study\.yaml names no controls to learn from; set controls to a query .* or profiles\.fit to all"),
         ("Metadata_Compound == 'dmso'", r"no well is a control by \"Metadata_Compound == 'dmso'\"; mend controls"),
     ],
 )
 def test_no_controls(done, controls, words):
     study = configure(done.root, controls=controls)
     with pytest.raises(InputError, match=words) as told:
-        spherize_wells(study)
+        normalize_wells(study)
     one_line(told)
     with pytest.raises(InputError, match=words):
         run(study)

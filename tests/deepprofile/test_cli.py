@@ -15,7 +15,7 @@ from deepprofile.cli import main
 from deepprofile.index import load_index
 from deepprofile.study import read_study
 
-COMMANDS = ["init", "check", "illumination", "locate", "profile", "aggregate", "spherize", "consensus", "score", "run"]
+COMMANDS = ["init", "check", "illumination", "locate", "profile", "aggregate", "normalize", "consensus", "score", "run"]
 
 
 # CLI prints warnings by replacing warnings.showwarning for its process
@@ -122,7 +122,7 @@ def test_init_from_images_with_generic_names(images, tmp_path):
     assert len(index) == 24
     assert index[WELL].unique().tolist() == ["A01", "A02", "B01", "B02", "C01", "C02"]
     told = call("check", tmp_path / "new", code=2)
-    assert "study.yaml controls: no controls to spherize by" in told.stdout
+    assert "study.yaml controls: no controls to learn from" in told.stdout
 
 
 def test_init_from_images_with_a_pattern(images, tmp_path):
@@ -219,8 +219,8 @@ def test_a_stage_at_a_time_as_json(fresh):
     [
         ("profile", "locate"),
         ("aggregate", "profile"),
-        ("spherize", "aggregate"),
-        ("consensus", "spherize"),
+        ("normalize", "aggregate"),
+        ("consensus", "normalize"),
         ("score", "consensus"),
     ],
 )

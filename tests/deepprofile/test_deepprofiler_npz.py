@@ -160,7 +160,7 @@ def test_all_stages_without_an_image(done, recwarn):
     for folder in ("images", "locations", "illumination", "features"):
         shutil.rmtree(done.root / folder)
     stages = [step.stage for step in run_study(imported(done.root))]
-    assert stages == ["profile", "aggregate", "spherize", "consensus", "score"]
+    assert stages == ["profile", "aggregate", "normalize", "consensus", "score"]
     recwarn.clear()  # of the few controls
 
 

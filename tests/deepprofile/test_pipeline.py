@@ -15,9 +15,9 @@ from cytominer_tools.errors import InputError
 from cytominer_tools.tables import read_table
 from deepprofile.pipeline import run_study
 
-NOTHING = {"illumination": 0, "locate": 0, "profile": 0, "aggregate": 0, "spherize": 0, "consensus": 0, "score": 0}
-ALL = {"illumination": 2, "locate": 12, "profile": 12, "aggregate": 1, "spherize": 1, "consensus": 1, "score": 1}
-AFTER_CELLS = {"aggregate": 1, "spherize": 1, "consensus": 1, "score": 1}
+NOTHING = {"illumination": 0, "locate": 0, "profile": 0, "aggregate": 0, "normalize": 0, "consensus": 0, "score": 0}
+ALL = {"illumination": 2, "locate": 12, "profile": 12, "aggregate": 1, "normalize": 1, "consensus": 1, "score": 1}
+AFTER_CELLS = {"aggregate": 1, "normalize": 1, "consensus": 1, "score": 1}
 
 
 # --- all of it
@@ -76,8 +76,8 @@ def test_a_changed_setting_runs_what_depends_on_it(done, changes, again, said, c
 @pytest.mark.parametrize(
     ("changes", "again"),
     [
-        ({"profiles": {"operation": "mean"}}, ["aggregate", "spherize", "consensus", "score"]),
-        ({"profiles": {"fit": "all"}}, ["spherize", "consensus", "score"]),
+        ({"profiles": {"operation": "mean"}}, ["aggregate", "normalize", "consensus", "score"]),
+        ({"profiles": {"fit": "all"}}, ["normalize", "consensus", "score"]),
         ({"profiles": {"consensus": ["Metadata_Compound", "Metadata_MOA"]}}, ["consensus", "score"]),
         ({"scores": {"permutations": 30}}, ["score"]),
         ({"scores": {"min_class_size": 3}}, ["score"]),
@@ -98,7 +98,7 @@ def test_other_controls_run_what_is_scaled_by_them(done):
     told = made(run(study))
     assert told["illumination"] == 2
     assert told["locate"] == 0
-    assert told["spherize"] == 1
+    assert told["normalize"] == 1
 
 
 # --- what a changed input runs again
@@ -157,7 +157,7 @@ def test_a_lost_file_is_made_again(done, finished):
     (done.features / "P1" / "cells.parquet").unlink()
     (done.profiles_folder / "normalized.parquet").unlink()
     told = made(run(done))
-    assert (told["profile"], told["aggregate"], told["spherize"]) == (6, 0, 1)
+    assert (told["profile"], told["aggregate"], told["normalize"]) == (6, 0, 1)
     assert derived(done.root) == derived(finished.root)
 
 
@@ -182,4 +182,4 @@ def test_a_run_that_stops_at_an_error_lets_go_of_the_study(fresh):
     study = configure(fresh.root, controls="Metadata_Compound == 'nobody'")
     with pytest.raises(InputError, match="no well is a control"):
         run(study)
-    assert made(run(configure(fresh.root)))["spherize"] == 1
+    assert made(run(configure(fresh.root)))["normalize"] == 1

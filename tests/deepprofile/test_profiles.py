@@ -13,9 +13,9 @@ from deepprofile.profiles import (
     WELLS,
     aggregate_wells,
     consensus_profiles,
+    normalize_wells,
     score_lines,
     score_profiles,
-    spherize_wells,
 )
 
 pytestmark = [
@@ -88,7 +88,7 @@ def test_spherized_wells_keep_rows_and_metadata(finished):
 
 def test_spherize_by_all_wells(done):
     study = configure(done.root, controls=None, profiles={"fit": "all"})
-    assert spherize_wells(study).made == 1
+    assert normalize_wells(study).made == 1
     normalized = read_table(study.profiles_folder / NORMALIZED)
     np.testing.assert_allclose(normalized[features_of(normalized)].mean(), 0, atol=1e-4)
 
@@ -197,8 +197,8 @@ def test_pairs_that_share_a_column_are_no_match(done):
     ("stage", "command"),
     [
         (aggregate_wells, "deepprofile profile"),
-        (spherize_wells, "deepprofile aggregate"),
-        (consensus_profiles, "deepprofile spherize"),
+        (normalize_wells, "deepprofile aggregate"),
+        (consensus_profiles, "deepprofile normalize"),
         (score_profiles, "deepprofile consensus"),
     ],
 )
@@ -214,7 +214,7 @@ def test_profiles_of_other_settings_are_not_taken_for_current(done):
             InputError, match=r"normalized\.parquet was made .* under other settings; run `deepprofile run`"
         ):
             stage(other)
-    spherize_wells(other)
+    normalize_wells(other)
     with pytest.raises(InputError, match=r"consensus\.parquet was made from other profiles .*; run `deepprofile run`"):
         score_profiles(other)
     consensus_profiles(other)
