@@ -30,11 +30,11 @@ from .cellprofiler import infer_cp_features as infer_cp_features
 from .cellprofiler import label_compartment as label_compartment
 from .cellprofiler import load_known_metadata_dictionary as load_known_metadata_dictionary
 from .cellprofiler import provide_linking_cols_feature_name_update as provide_linking_cols_feature_name_update
+from .collation import collate as collate
+from .collation import run_check_errors as run_check_errors
 from .concatenation import concatenate as concatenate
 from .correction import correct as correct
 from .correction import transform_profiles as transform_profiles
-from .collation import collate as collate
-from .collation import run_check_errors as run_check_errors
 from .correlations import check_correlation_method as check_correlation_method
 from .deepprofiler_features import AggregateDeepProfiler as AggregateDeepProfiler
 from .deepprofiler_features import DeepProfilerData as DeepProfilerData

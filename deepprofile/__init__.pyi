@@ -20,6 +20,7 @@ from .profiles import normalize_wells as normalize_wells
 from .profiles import score_profiles as score_profiles
 from .recipe_search import search_recipes as search_recipes
 from .registry import register as register
+from .report import write_report as write_report
 from .simulator import simulate as simulate
 from .steps import apply_recipe as apply_recipe
 from .study import Study as Study

@@ -176,7 +176,7 @@ def similarity_figure(
     if len(profiles) < 2:
         raise InputError(f"{len(profiles)} profile: a similarity needs at least 2")
     words = profiles[labels].astype("str").where(profiles[labels].notna(), "")
-    places = {word: place for place, word in enumerate(sorted(set(words), key=_natural))}
+    places = {word: place for place, word in enumerate(sorted(set(words), key=natural))}
     order = np.argsort(words.map(places).to_numpy(), kind="stable")
     ordered = profiles.iloc[order]
     words = words.iloc[order].replace("", NO_LABEL)
@@ -237,7 +237,7 @@ def similarity_figure(
     return figure
 
 
-def _natural(word: str) -> tuple[bool, list[tuple[float, str]]]:
+def natural(word: str) -> tuple[bool, list[tuple[float, str]]]:
     """A sort key that puts 3 before 12, and no word at all last."""
     parts = re.split(r"(\d+(?:\.\d+)?)", word)
     return word == "", [(float(part) if at % 2 else -1.0, part) for at, part in enumerate(parts)]

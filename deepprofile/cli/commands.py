@@ -353,6 +353,17 @@ for _name in TABLES:
         _table_command(_name)
 
 
+@main.command("report")
+@study_argument
+@click.option("--out", type=click.Path(path_type=Path), help="Where to; by default report.html in the study.")
+def report_command(study: Path, out: Path | None) -> None:
+    """Write report.html: scores and figures on one page that works offline."""
+    from deepprofile.report import write_report
+
+    path = write_report(_study(study), out)
+    click.echo(f"{path}: {path.stat().st_size / 1e6:.1f} MB; open it in a browser")
+
+
 @main.command()
 @click.argument("studies", metavar="STUDY...", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--profiles", metavar="NAME=FILE", multiple=True, help="Profiles from elsewhere; may be repeated.")

@@ -1,0 +1,80 @@
+"""Profiles as points in a few dimensions, to be looked at."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from cytominer_tools.errors import InputError
+from evaluation.similarity import Floats
+
+
+@dataclass(frozen=True)
+class Components:
+    """Principal components.
+
+    Attributes
+    ----------
+    points : float array, shape (n, k)
+    explained : float array, shape (k,)
+        The share of the variance of all features that each holds.
+    """
+
+    points: Floats
+    explained: Floats
+
+
+def principal_components(X: npt.ArrayLike, k: int = 4) -> Components:
+    """The first `k` principal components, or as many as there are.
+
+    Parameters
+    ----------
+    X : array, shape (n, n_features), finite
+    k : int
+
+    Raises
+    ------
+    InputError
+        Fewer than three rows, or all are equal.
+
+    Notes
+    -----
+    A component points where its largest loading is positive, so that the same profiles are the same picture.
+    """
+    rows: Floats = np.asarray(X, dtype=np.float64)
+    if len(rows) < 3:
+        raise InputError(f"{len(rows)} profiles: components need at least 3")
+    rows = rows - rows.mean(axis=0)
+    total = float((rows**2).sum())
+    if total == 0:
+        raise InputError("all profiles are equal, so they have no components")
+    wide = rows.shape[1] > len(rows)
+    sizes, vectors = np.linalg.eigh(rows @ rows.T if wide else rows.T @ rows)
+    sizes, vectors = sizes[::-1][:k], vectors[:, ::-1][:, :k]
+    kept = sizes > 1e-12 * sizes[0]
+    sizes, vectors = sizes[kept], vectors[:, kept]
+    loadings = rows.T @ vectors if wide else vectors
+    signs = np.sign(loadings[np.abs(loadings).argmax(axis=0), np.arange(len(sizes))])
+    points = vectors * np.sqrt(sizes) if wide else rows @ vectors
+    return Components(points * signs, sizes / total)
+
+
+def neighbour_map(X: npt.ArrayLike, *, seed: int = 0) -> Floats:
+    """UMAP of the profiles by cosine, shape (n, 2): near points are alike, far ones tell nothing by their distance.
+
+    Raises
+    ------
+    InputError
+        umap-learn is not installed, or there are fewer than five rows.
+    """
+    rows = np.asarray(X, dtype=np.float32)
+    if len(rows) < 5:
+        raise InputError(f"{len(rows)} profiles: UMAP needs at least 5")
+    try:
+        from umap import UMAP
+    except ImportError as error:
+        raise InputError("UMAP: install the extra umap, `pip install 'deepprofile[umap]'`") from error
+    near = min(15, len(rows) - 1)
+    # one thread: only then does a seed give the same map
+    fitted = UMAP(n_components=2, n_neighbors=near, metric="cosine", random_state=seed, n_jobs=1)
+    return np.asarray(fitted.fit_transform(rows), dtype=np.float64)

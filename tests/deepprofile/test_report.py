@@ -1,0 +1,67 @@
+import json
+import re
+
+import pytest
+from click.testing import CliRunner
+
+import evaluation.reports
+from cytominer_tools.errors import InputError
+from deepprofile.cli import main
+from deepprofile.report import write_report
+from deepprofile.study import read_study
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_umap():
+    def absent(X, *, seed=0):
+        raise InputError("UMAP: install the extra umap")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation.reports, "neighbour_map", absent)
+        yield
+
+
+def payload(path):
+    return json.loads(re.search(r'type="application/json" id="data">(.*?)</script>', path.read_text("utf-8"))[1])
+
+
+def test_a_finished_study_has_a_page(finished, tmp_path):
+    ran = CliRunner().invoke(main, ["report", str(finished.root), "--out", str(tmp_path / "a.html")])
+    assert ran.exit_code == 0, ran.output
+    assert "open it in a browser" in ran.output
+    [one] = payload(tmp_path / "a.html")["sets"]
+    assert one["treatments"]["name"] == ["DMSO", "aaa", "bbb"]
+    assert one["treatments"]["moa"] == ["", "kinase", "kinase"]
+    assert one["treatments"]["control"] == [1, 0, 0]
+    assert next(iter(one["montages"]["strips"])) == ""
+    assert set(one["montages"]["strips"]) == {"", "aaa", "bbb"}
+    assert one["montages"]["about"] == "Crops as the network sees them: DNA blue, ER green, Mito red."
+    text = (tmp_path / "a.html").read_text("utf-8")
+    assert "weights_hash" in text
+    assert "locate" in text
+    write_report(finished, tmp_path / "b.html")
+    assert (tmp_path / "b.html").read_bytes() == (tmp_path / "a.html").read_bytes()
+
+
+def test_the_page_stands_in_the_study_and_shows_what_was_compared(done):
+    (done.root / "scores" / "compare.csv").write_text("run,enrichment\nmine,15.45\n")
+    path = write_report(done)
+    assert path == done.root / "report.html"
+    assert "Comparison of runs" in path.read_text("utf-8")
+
+
+def test_what_was_not_made_is_told(fresh):
+    with pytest.raises(InputError, match="run `deepprofile run`"):
+        write_report(fresh)
+
+
+def test_a_study_without_treatments_is_refused(finished, tmp_path):
+    bare = finished.model_copy(update={"columns": type(finished.columns)()})
+    with pytest.raises(InputError, match=r"set columns\.treatment or columns\.compound"):
+        write_report(bare, tmp_path / "a.html")
+
+
+def test_images_that_are_gone_leave_a_page_without_cells(done):
+    for path in (done.root / "images").rglob("*.tif"):
+        path.unlink()
+    assert payload(write_report(read_study(done.root)))["sets"][0]["montages"] == {"why": "no cell images were given"}
