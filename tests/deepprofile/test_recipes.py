@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from study_factory import configure, edit_index, run
 
+from cytominer_tools.aggregation import modz
 from cytominer_tools.columns import METADATA, PLATE
 from cytominer_tools.errors import InputError
 from cytominer_tools.tables import read_table, write_table
@@ -80,6 +81,15 @@ def test_one_recipe_of_a_study(done):
         study.with_recipe("none")
 
 
+def test_a_consensus_by_agreement(done):
+    study = configure(done.root, profiles={"recipe": "mine"}, recipes={"mine": [{"consensus": {"operation": "modz"}}]})
+    assert run(study)["consensus"].rows == 3
+    wells, found = read_table(study.profiles_folder / NORMALIZED), read_table(study.profiles_folder / CONSENSUS)
+    expected = modz(wells, study.columns.compound, features_of(wells))
+    np.testing.assert_allclose(found[features_of(wells)], expected[features_of(wells)])
+    assert found["Metadata_MOA"].tolist()[1:] == ["kinase", "kinase"]
+
+
 # --- study.yaml
 @pytest.mark.parametrize(
     ("changes", "words"),
@@ -99,6 +109,7 @@ def test_what_a_study_may_not_say(done, changes, words):
 
 
 # --- every built-in recipe, on a study and on a table
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:mad_robustize")
 @pytest.mark.parametrize("name", [name for name in BUILT_IN if name != "deep"])
 def test_a_built_in_recipe_runs(done, name):
