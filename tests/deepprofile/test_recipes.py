@@ -177,6 +177,18 @@ def test_check_names_a_scope_that_is_too_small(done, recipe, words):
     assert [(p.place, p.level) for p in said] == [(f"study.yaml recipe {recipe}", "warning")]
 
 
+def test_a_recipe_that_learns_from_all_wells_needs_no_controls(done):
+    def said(recipe):
+        return [
+            p
+            for p in check_study(configure(done.root, controls=None, profiles={"recipe": recipe}))
+            if "no controls" in p.what
+        ]
+
+    assert [p.level for p in said("deep")] == ["error"]
+    assert said("plate-pca") == []
+
+
 def test_check_of_scopes(done):
     def said(**changes):
         return [p for p in check_study(configure(done.root, **changes)) if p.place.startswith("study.yaml recipe")]
