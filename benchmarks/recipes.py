@@ -102,7 +102,7 @@ def profiles(wells: pd.DataFrame, row: Row) -> pd.DataFrame:
     keep = [COMPOUND, MOA]
     if row.operation == "recipe":
         recipe = BUILT_IN[row.name.removeprefix("recipe ")]
-        return treatment_profiles(steps(recipe)(wells), recipe.of_treatments, [TREATMENT], keep, ROLES)
+        return treatment_profiles(steps(recipe)(wells), recipe, [TREATMENT], keep, ROLES)
     for step in row.wells:
         wells = step(wells)
     return consensus(wells, [TREATMENT], row.operation, features_of(wells), keep=keep)

@@ -216,7 +216,7 @@ def _controls(study: Study, index: pd.DataFrame) -> Iterator[Problem]:
     if study.profiles.fit == "all" and len(index.drop_duplicates([PLATE, WELL])) < 2:
         yield Problem("wells", "1 well; spherizing needs two (stages up to aggregate do not)")
     if study.controls is None:
-        if study.profiles.fit == "controls":
+        if _learns_from_controls(study):
             yield Problem(
                 "study.yaml controls", "no controls to learn from; set a pandas query, or profiles.fit to all"
             )
@@ -237,13 +237,20 @@ def _controls(study: Study, index: pd.DataFrame) -> Iterator[Problem]:
             f"{len(bare)} plate(s) without a control well, first {bare[0]}; scaled over all wells",
             "warning",
         )
-    if study.profiles.fit == "controls":
+    if _learns_from_controls(study):
         if len(wells) < 2:
             yield Problem("controls", "1 control well; spherizing needs two, or set profiles.fit to all")
         elif len(wells) < _FEW_CONTROLS:
             yield Problem(
                 "controls", f"{len(wells)} control wells; spherizing is unstable under {_FEW_CONTROLS}", "warning"
             )
+
+
+def _learns_from_controls(study: Study) -> bool:
+    """Whether a step of the recipes does, of those that go by some of the wells."""
+    steps = [step for name in study.profiles.recipes for step in find_recipe(name, study.recipes).steps]
+    fits = [getattr(step, "fit", "all") for step in steps if getattr(step, "method", "") != "harmony"]
+    return "controls" in [study.profiles.fit if fit is None else fit for fit in fits]
 
 
 def _scopes(study: Study, index: pd.DataFrame) -> Iterator[Problem]:

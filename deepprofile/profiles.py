@@ -180,7 +180,7 @@ def consensus_profiles(study: Study) -> Done:
         if treated.empty:
             raise InputError(f"no well has a {by[0]}; look at columns and at images.metadata in study.yaml")
         keep = [name for name in constant_metadata(treated, by) if name not in (PLATE, WELL, COUNT)]
-        profiles = treatment_profiles(treated, study.recipe.of_treatments, by, keep, _roles(study))
+        profiles = treatment_profiles(treated, study.recipe, by, keep, _roles(study))
         counts = treated.groupby(by, dropna=False, sort=True, observed=True)[COUNT].mean().to_numpy()
         profiles.insert(len(by) + len(keep), COUNT, counts)
         left = (wells.loc[~named, PLATE] + " " + wells.loc[~named, WELL]).tolist()

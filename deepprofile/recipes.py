@@ -165,6 +165,11 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
         return self.steps[len(self._before) :]
 
     @property
+    def operation(self) -> Literal["median", "mean", "modz"]:
+        """How the consensus makes one profile of several wells."""
+        return next(step.operation for step in self.steps if isinstance(step, Consensus))
+
+    @property
     def _before(self) -> tuple[AnyStep, ...]:
         return self.steps[: next(i for i, step in enumerate(self.steps) if isinstance(step, Consensus))]
 

@@ -228,7 +228,7 @@ def apply_recipe(
     wells = run_steps(table, [*steps.of_wells, *steps.selection], roles)
     named = wells[wells[names(by)[0]].notna()]
     keep = [name for name in constant_metadata(named, names(by)) if name not in (PLATE, WELL)]
-    treatments = treatment_profiles(named, steps.of_treatments, names(by), keep, roles)
+    treatments = treatment_profiles(named, steps, names(by), keep, roles)
     if output_folder is not None:
         write_table(wells, Path(output_folder) / "wells.parquet")
         write_table(treatments, Path(output_folder) / "consensus.parquet")
@@ -249,18 +249,17 @@ def _recipe(recipe: str | Path | Recipe | Sequence[Any]) -> Recipe:
 
 
 def treatment_profiles(
-    wells: pd.DataFrame, steps: Sequence[AnyStep], by: list[str], keep: list[str], roles: Roles
+    wells: pd.DataFrame, recipe: Recipe, by: list[str], keep: list[str], roles: Roles
 ) -> pd.DataFrame:
-    """The profile of each treatment: `by`, `keep` and features, after a consensus step and those that follow it."""
-    first, *rest = steps
+    """The profile of each treatment: `by`, `keep` and features, after the consensus of `recipe` and what follows it."""
     features = features_of(wells)
-    if first.step == "consensus" and first.operation != "modz":
-        profiles = aggregation.consensus(wells, by, first.operation, features, keep=keep)
-    else:
+    if recipe.operation != "modz":
+        profiles = aggregation.consensus(wells, by, recipe.operation, features, keep=keep)
+    else:  # which cannot keep further columns
         keys = aggregation.aggregate(wells, by, features[:1], keep=keep)[[*by, *keep]]
         profiles = aggregation.consensus(wells, by, "modz", features)
         profiles = pd.concat([keys, profiles[features]], axis=1)
-    return run_steps(profiles, rest, roles)
+    return run_steps(profiles, recipe.of_treatments[1:], roles)
 
 
 def _transformed(

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from study_factory import configure, edit_index, run
 
+from cytominer_tools.aggregation import modz
 from cytominer_tools.columns import METADATA, PLATE
 from cytominer_tools.errors import InputError
 from cytominer_tools.tables import read_table, write_table
@@ -80,6 +81,15 @@ def test_one_recipe_of_a_study(done):
         study.with_recipe("none")
 
 
+def test_a_consensus_by_agreement(done):
+    study = configure(done.root, profiles={"recipe": "mine"}, recipes={"mine": [{"consensus": {"operation": "modz"}}]})
+    assert run(study)["consensus"].rows == 3
+    wells, found = read_table(study.profiles_folder / NORMALIZED), read_table(study.profiles_folder / CONSENSUS)
+    expected = modz(wells, study.columns.compound, features_of(wells))
+    np.testing.assert_allclose(found[features_of(wells)], expected[features_of(wells)])
+    assert found["Metadata_MOA"].tolist()[1:] == ["kinase", "kinase"]
+
+
 # --- study.yaml
 @pytest.mark.parametrize(
     ("changes", "words"),
@@ -99,6 +109,7 @@ def test_what_a_study_may_not_say(done, changes, words):
 
 
 # --- every built-in recipe, on a study and on a table
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:mad_robustize")
 @pytest.mark.parametrize("name", [name for name in BUILT_IN if name != "deep"])
 def test_a_built_in_recipe_runs(done, name):
@@ -164,6 +175,18 @@ def test_another_table_beside_the_features(done):
 def test_check_names_a_scope_that_is_too_small(done, recipe, words):
     said = [p for p in check_study(configure(done.root, profiles={"recipe": recipe})) if words in p.what]
     assert [(p.place, p.level) for p in said] == [(f"study.yaml recipe {recipe}", "warning")]
+
+
+def test_a_recipe_that_learns_from_all_wells_needs_no_controls(done):
+    def said(recipe):
+        return [
+            p
+            for p in check_study(configure(done.root, controls=None, profiles={"recipe": recipe}))
+            if "no controls" in p.what
+        ]
+
+    assert [p.level for p in said("deep")] == ["error"]
+    assert said("plate-pca") == []
 
 
 def test_check_of_scopes(done):
