@@ -137,8 +137,12 @@ class _Columns:
             norm[norm <= 8 * np.finfo(np.float64).eps * np.abs(mean) * np.sqrt(count)] = 0
             self.center[cols], self.norm[cols] = mean, norm
             self.unit[:, cols] = np.divide(part, norm, out=np.zeros_like(part), where=norm > 0)
-        self.known = np.isfinite(rows[:, holes]).astype(np.float32)
-        self.place = np.cumsum(holes) - 1  # of a column with holes among `known`
+        missing = ~np.isfinite(rows[:, holes])
+        some = missing.any(axis=1)  # only in these rows anything differs from complete columns
+        self.missing, self.incomplete = missing[some].astype(np.float32), self.unit[some]
+        self.lost = np.zeros(d, dtype=np.float32)
+        self.lost[holes] = missing.sum(axis=0)
+        self.place = np.cumsum(holes) - 1  # of a column with holes among `missing`
 
     def block(self, start: int, threshold: float) -> tuple[Codes, Codes, Doubles]:
         """Pairs of columns `start` .. `start` + _BLOCK with earlier ones; adds to the sums of both."""
@@ -162,11 +166,12 @@ class _Columns:
         for left, right in ((holed, columns), (full, columns[self.holes[:stop]])):
             if len(left) == 0 or len(right) == 0:
                 continue
-            x, y = self.unit[:, left], self.unit[:, right]
-            has_x, has_y = self._mask(left), self._mask(right)
-            counts = has_x.T @ has_y
-            sum_x, sum_y = x.T @ has_y, has_x.T @ y
-            square_x, square_y = np.square(x).T @ has_y, has_x.T @ np.square(y)
+            # columns add up to 0 and their squares to 1; what a hole of the other takes away is subtracted
+            x, y = self.incomplete[:, left], self.incomplete[:, right]
+            no_x, no_y = self._mask(left), self._mask(right)
+            counts = len(self.rows) - self.lost[left][:, None] - self.lost[right] + no_x.T @ no_y
+            sum_x, sum_y = -(x.T @ no_y), -(no_x.T @ y)
+            square_x, square_y = 1 - np.square(x).T @ no_y, 1 - no_x.T @ np.square(y)
             where = np.ix_(left - start, right)
             with np.errstate(divide="ignore", invalid="ignore"):
                 product = r[where] - sum_x * sum_y / counts
@@ -179,9 +184,9 @@ class _Columns:
             r[where] = found
 
     def _mask(self, columns: Codes) -> Floats:
-        mask = np.ones((len(self.rows), len(columns)), dtype=np.float32)
+        mask = np.zeros((len(self.missing), len(columns)), dtype=np.float32)
         holed = self.holes[columns]
-        mask[:, holed] = self.known[:, self.place[columns[holed]]]
+        mask[:, holed] = self.missing[:, self.place[columns[holed]]]
         return mask
 
     def exact(self, first: Codes, second: Codes) -> Doubles:
