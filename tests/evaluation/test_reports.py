@@ -220,6 +220,7 @@ def test_plate_formats(tmp_path, wells_, shape):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_25_plates_of_384_wells_fit_in_10_mb(tmp_path, monkeypatch):
     monkeypatch.setattr(evaluation.report_parts, "_NULL", 50)  # p are numbers of the same length
     monkeypatch.setattr(evaluation.reports, "MOST_FITS", 1)
