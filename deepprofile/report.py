@@ -19,7 +19,7 @@ from deepprofile.features import plate_features
 from deepprofile.index import load_index
 from deepprofile.intensities import STAGE as ILLUMINATION
 from deepprofile.locations import plate_locations
-from deepprofile.profiles import CONSENSUS, NORMALIZED, WELLS
+from deepprofile.profiles import CONSENSUS, WELLS, final_wells
 from deepprofile.quality import OUT_OF_FOCUS, SATURATED, WHY
 from deepprofile.sites import site_rows
 from deepprofile.study import NAME, Study
@@ -44,7 +44,7 @@ _COLOURS = {
 
 
 def write_report(study: Study, path: str | Path | None = None) -> Path:
-    """Write report.html of all sets of features of a study; see `evaluation.report`.
+    """Write report.html of all sets of features of a study, with each of its recipes; see `evaluation.report`.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ def write_report(study: Study, path: str | Path | None = None) -> Path:
     if not by:
         raise InputError("study.yaml: no column says what a treatment is; set columns.treatment or columns.compound")
     index = load_index(study)
-    results = [_result(one, index) for one in study.feature_sets]
+    results = [_result(one, index) for set_ in study.feature_sets for one in set_.recipe_sets]
     columns = study.columns
     compared = study.root / "scores" / "compare.csv"
     return report(
@@ -83,8 +83,9 @@ def write_report(study: Study, path: str | Path | None = None) -> Path:
 
 def _result(study: Study, index: pd.DataFrame) -> Result:
     manifest = Manifest.read(study.profiles_folder, "profiles")
-    manifest.require([WELLS, NORMALIZED, CONSENSUS], {}, "deepprofile run")
-    wells, raw, treatments = (read_table(study.profiles_folder / name) for name in (NORMALIZED, WELLS, CONSENSUS))
+    final = final_wells(study)
+    manifest.require([WELLS, final, CONSENSUS], {}, "deepprofile run")
+    wells, raw, treatments = (read_table(study.profiles_folder / name) for name in (final, WELLS, CONSENSUS))
     found: dict[str, pd.DataFrame] = {}
     for level in ("replicates", "treatments"):
         if (path := study.scores_folder / f"queries_{level}.csv").exists():

@@ -171,7 +171,7 @@ def replicate_figure(table: pd.DataFrame, null: npt.ArrayLike, *, marked: str | 
     """Medians of replicates beside those of shuffled ones; takes what `replicate_similarity` returns."""
     shuffled = np.asarray(null, dtype=np.float64)
     median = table["median"].to_numpy(dtype=np.float64)
-    edges = np.linspace(min(shuffled.min(), median.min()), max(shuffled.max(), median.max()) + 1e-9, 41)
+    edges = np.linspace(min(shuffled.min(), median.min()), max(shuffled.max(), median.max()) + 1e-9, 41).tolist()
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 3.4), layout="constrained")
         axis = figure.subplots()
@@ -315,4 +315,4 @@ def montage_figure(montages: Mapping[str, npt.NDArray[np.uint8]]) -> Figure:
 def _bar(figure: Figure, image: Any, axes: list[Axes], label: str) -> None:
     bar = figure.colorbar(image, ax=axes, shrink=0.6, aspect=25, pad=0.02)
     bar.set_label(label)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)

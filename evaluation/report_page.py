@@ -159,7 +159,8 @@ _FIGURES = (
         "activity",
         "Activity",
         "Mean average precision: 1 if all wells of a treatment find each other before any control (all treatments of a "
-        "class before any other). p is of exchanging labels; the dotted line is p = 0.05; coloured where "
+        "class before any other); of more than 200 control wells 200 drawn at random. p is of exchanging "
+        "labels; the dotted line is p = 0.05; coloured where "
         "Benjamini-Hochberg's q is below 0.05.",
         _choice("activity-level", "Show"),
     ),

@@ -25,6 +25,7 @@ DEPTHS = (1, 2, 3, 5, 10, 15, 20, 30, 50)
 PERCENTILES = (95.0, 96.0, 97.0, 97.5, 98.0, 98.5, 99.0, 99.5, 99.9)
 LEAST_DOSES = 4  # concentrations for a curve of four parameters
 MOST_FITS = 30  # which take up to a second each
+MOST_CONTROLS = 200  # wells that treatments are told from; time grows with their square
 _SHUFFLES = 5
 _NULL = 10000  # draws behind a p of mean average precision
 
@@ -198,6 +199,8 @@ def replicate_similarity(wells: Wells, *, seed: int = 0) -> tuple[pd.DataFrame, 
 def activity(wells: Wells, *, seed: int = 0) -> pd.DataFrame:
     """Whether the wells of each treatment find each other before they find controls: mean average precision and its p.
 
+    Of more than 200 control wells 200 are drawn at random.
+
     Returns
     -------
     DataFrame, a row a treatment of two wells or more
@@ -210,7 +213,7 @@ def activity(wells: Wells, *, seed: int = 0) -> pd.DataFrame:
     """
     if not wells.control.any():
         raise InputError("no control well has a profile, so that nothing says what no effect looks like")
-    named = (wells.treatment != "") | wells.control
+    named = ((wells.treatment != "") & ~wells.control) | _drawn(wells.control, MOST_CONTROLS, seed)
     names, codes = _factorized(wells.treatment[named])
     control = wells.control[named]
     table = wells.table.loc[named, list(wells.exclude)].reset_index(drop=True)
@@ -374,6 +377,14 @@ def excluded(table: pd.DataFrame, columns: Sequence[str]) -> Codes | None:
     if not columns:
         return None
     return np.stack([pd.factorize(table[name])[0] for name in columns], axis=1).astype(np.int64)
+
+
+def _drawn(chosen: npt.NDArray[np.bool_], most: int, seed: int) -> npt.NDArray[np.bool_]:
+    """At most `most` of the rows that are chosen."""
+    rows = np.flatnonzero(chosen)
+    kept = np.zeros(len(chosen), dtype=bool)
+    kept[np.random.default_rng(seed).permutation(rows)[:most]] = True
+    return kept
 
 
 def _factorized(words: npt.NDArray[np.object_]) -> tuple[list[str], Codes]:

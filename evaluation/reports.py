@@ -155,6 +155,10 @@ class _Subject:
     def at(self) -> dict[str, int]:
         return {name: place for place, name in enumerate(self.levels)}
 
+    def of(self, table: pd.DataFrame) -> list[str]:
+        """The features that `table` has too; a recipe may drop some at each level."""
+        return [name for name in self.features if name in table]
+
 
 def _subject(result: Result, columns: Columns, seed: int, most: int) -> _Subject:
     place = f"wells of {result.name}"
@@ -297,7 +301,7 @@ def _features(one: _Subject) -> dict[str, tuple[str, Floats]]:
     pool = {name: ("normalized", _finite(one.table[name])) for name in one.features}
     raw = None if one.result.raw is None else _beside(one.table, one.result.raw)
     if raw is not None:
-        for name in feature_columns(raw, one.result.features):
+        for name in one.of(raw):
             pool[f"{name}, raw"] = ("before normalization", _finite(raw[name]))
     return pool
 
@@ -337,7 +341,7 @@ def _named_treatments(one: _Subject) -> tuple[pd.DataFrame, Floats, list[str]]:
         raise InputError("there are no treatment profiles")
     table = one.result.treatments.reset_index(drop=True)
     require_columns(table, one.columns.by, f"treatments of {one.result.name}")
-    X = table[feature_columns(table, one.result.features)].to_numpy(dtype=np.float64, na_value=np.nan)
+    X = table[one.of(table)].to_numpy(dtype=np.float64, na_value=np.nan)
     names = treatment_names(table, one.columns.by)
     good = usable(X) & (names != "").to_numpy()
     if not good.any():
@@ -483,8 +487,7 @@ def _level_curves(
     rows = [place for place, label in enumerate(found) if label is not None]
     if len(rows) < 2:
         raise InputError("the scored profiles are not among these; run `deepprofile score` again")
-    names = feature_columns(profiles, one.result.features)
-    X = profiles[names].to_numpy(dtype=np.float64, na_value=np.nan)[rows]
+    X = profiles[one.of(profiles)].to_numpy(dtype=np.float64, na_value=np.nan)[rows]
     if not usable(X).all():
         raise InputError("a scored profile is not finite, or zero throughout, so it has no direction")
     labels, classes = pd.factorize(pd.Series([found[place] for place in rows]))

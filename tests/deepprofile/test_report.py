@@ -3,6 +3,7 @@ import re
 
 import pytest
 from click.testing import CliRunner
+from study_factory import configure, run
 
 import evaluation.reports
 from cytominer_tools.errors import InputError
@@ -65,3 +66,16 @@ def test_images_that_are_gone_leave_a_page_without_cells(done):
     for path in (done.root / "images").rglob("*.tif"):
         path.unlink()
     assert payload(write_report(read_study(done.root)))["sets"][0]["montages"] == {"why": "no cell images were given"}
+
+
+def test_every_recipe_can_be_chosen(done):
+    study = configure(
+        done.root,
+        profiles={"recipe": ["deep", "robust"]},
+        recipes={"robust": [{"normalize": {"method": "standardize"}}, "consensus"]},
+    )
+    run(study)
+    one, other = payload(write_report(study))["sets"]
+    assert one["name"].endswith(", deep")
+    assert other["name"].endswith(", robust")
+    assert one["treatments"] == other["treatments"]

@@ -220,6 +220,7 @@ def test_plate_formats(tmp_path, wells_, shape):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_25_plates_of_384_wells_fit_in_10_mb(tmp_path, monkeypatch):
     monkeypatch.setattr(evaluation.report_parts, "_NULL", 50)  # p are numbers of the same length
     monkeypatch.setattr(evaluation.reports, "MOST_FITS", 1)
@@ -370,8 +371,8 @@ def test_the_page_works_without_a_network(page, tmp_path):
 @needs_browser
 def test_a_click_on_a_point_selects_its_treatment(page):
     with Page(page.as_uri()) as tab:
-        tab.run("document.getElementById('map').scrollIntoView()")
-        tab.until("document.querySelector('#map .scatterlayer .point')")
+        see_all(tab)  # figures above push those below away when they are drawn
+        look(tab, "map")
         place = tab.run(
             "(() => { const p = [...document.querySelectorAll('#map .scatterlayer .point')].at(-1)"
             ".getBoundingClientRect(); return [p.x + p.width / 2, p.y + p.height / 2] })()"
@@ -380,7 +381,7 @@ def test_a_click_on_a_point_selects_its_treatment(page):
         tab.until("document.getElementById('chosen').textContent")
         chosen = tab.run("document.getElementById('treatment').value")
         assert chosen in tab.run("[...document.querySelectorAll('#treatments option')].map(o => o.value)")
-        assert tab.run("document.getElementById('map-plot').data.at(-1).x.length") >= 1
+        tab.until("document.getElementById('map-plot').data.at(-1).x.length >= 1")
 
 
 @needs_browser
