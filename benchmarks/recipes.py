@@ -2,10 +2,10 @@
 
     python benchmarks/recipes.py [--data ../shared/data] [--seeds 5]
 
-Real: BBBC021, 632 wells of 55 plates with six DMSO wells each, 513 CellProfiler features, 103 treatments in 12 MOAs.
+Real: BBBC021, 632 wells of 55 plates with six DMSO wells each, 516 CellProfiler features, 103 treatments in 12 MOAs.
 NSC is the share of treatments whose nearest neighbour of another compound has their MOA (cosine of treatment profiles),
-NSCB that of another compound and another week; one standard error is three points. Simulated: see `simulate`.
-Better is higher everywhere; the ratio is to the first row, which is what pycytominer 1.7.1 does.
+NSCB that of another compound and another week; one standard error is three points. One LINCS plate, by ridge alone.
+Simulated: see `simulate`. Higher is better everywhere; the ratio is to the first row, what pycytominer 1.7.1 does.
 """
 
 import argparse
@@ -29,11 +29,14 @@ from deepprofile.steps import Roles, features_of, run_steps, treatment_profiles
 
 sys.path = [place for place in sys.path if Path(place).resolve() != Path(__file__).resolve().parent]  # evaluation.py
 
+from evaluation.metrics import precision_at_r  # noqa: E402
 from evaluation.nearest import moa_accuracy  # noqa: E402
+from evaluation.similarity import cosine  # noqa: E402
 
 TREATMENT, COMPOUND, BATCH, MOA = "Metadata_Treatment", "Metadata_Compound", "Metadata_Week", "Metadata_moa"
 CONTROLS = f"{COMPOUND} == 'DMSO'"
 ROLES = Roles(CONTROLS, batch=BATCH)
+RIDGES = (1e-6, 1e-3, 1e-2, 0.1, 0.3, 1, 2, 5, 10, 30)
 Wells = Callable[[pd.DataFrame], pd.DataFrame]
 
 
@@ -85,7 +88,7 @@ ROWS = [
     Row("z on DMSO, plate", [scale(PLATE)]),
     Row("MAD on DMSO, plate, clipped at 40", [scale(PLATE, "mad_robustize"), clipped]),
     Row("MAD on all wells, plate", [scale(PLATE, "mad_robustize", "all"), clipped]),
-    *(Row(f"spherize, ridge {r:g}", [ridge(r)]) for r in (1e-6, 1e-3, 1e-2, 0.1, 0.3, 1, 2, 5, 10, 30)),
+    *(Row(f"spherize, ridge {r:g}", [ridge(r)]) for r in RIDGES),
     Row("spherize, ridge 1, median", [ridge(1)], "median"),
     *(Row(f"centred by plate, spherize, ridge {r:g}", [centred, ridge(r)]) for r in (1e-6, 0.01, 1)),
     *(Row(f"z by plate, spherize, ridge {r:g}", [scale(PLATE), ridge(r)]) for r in (1e-6, 0.1, 1, 3)),
@@ -122,6 +125,19 @@ def bbbc021(data: Path) -> pd.DataFrame:
     return wells.assign(
         **{TREATMENT: wells[COMPOUND] + " " + dose, BATCH: wells[PLATE].str.split("_").str[0], COUNT: 1}
     )
+
+
+def lincs(data: Path) -> pd.Series:
+    """One plate, 24 controls, 454 features: precision at R of the compound of treated wells, by ridge."""
+    wells = pd.read_csv(data / "lincs_plate_SQ00015054" / "SQ00015054_normalized_feature_select.csv.gz")
+    control = wells["Metadata_broad_sample"] == "DMSO"
+    labels = pd.factorize(wells.loc[~control, "Metadata_broad_sample"])[0]
+    scores = {}
+    for value in RIDGES:
+        found = spherize(wells, control=control, features=features_of(wells), ridge=value).profiles
+        similarity = cosine(found.loc[~control, features_of(found)].to_numpy())
+        scores[f"ridge {value:g}"] = float(np.nanmean(precision_at_r(similarity, labels).precision))
+    return pd.Series(scores, name="LINCS plate, precision at R")
 
 
 class Layout(NamedTuple):
@@ -208,6 +224,8 @@ def main() -> None:
         found = [accuracies(wells, row) for row in ROWS]
         table["BBBC021 NSC"], table["BBBC021 NSCB"] = zip(*found, strict=True)
         table["ratio"] = table["BBBC021 NSC"] / table["BBBC021 NSC"].iloc[0]
+    if (chosen.data / "lincs_plate_SQ00015054").is_dir():
+        print(lincs(chosen.data).round(3).to_string())
     for name, layout in LAYOUTS.items():
         runs = [simulate(layout, seed) for seed in range(chosen.seeds)]
         scores = np.array([[cell(lambda w=wells, r=row: accuracies(w, r)[0]) for wells in runs] for row in ROWS])

@@ -415,7 +415,10 @@ class Study(Section):
         if twice := [name for name in self.recipes if name in BUILT_IN]:
             raise ValueError(f"recipes: {', '.join(twice)} is built in; give yours another name")
         for name in self.profiles.recipes:
-            find_recipe(name, self.recipes)  # an InputError is a ValueError
+            try:
+                find_recipe(name, self.recipes)
+            except InputError as error:
+                raise ValueError(f"profiles.recipe: {error}") from None
         return self
 
     @model_validator(mode="after")

@@ -150,6 +150,10 @@ def run_table(name: str, path: Path, chosen: dict[str, Any]) -> None:
     """Call the function of the command `name` on the table at `path`, with the options that were given."""
     known = TABLES[name]
     given = {argument: value for argument, value in chosen.items() if value is not None and value != ()}
+    if (path / "study.yaml").is_file():
+        raise InputError(
+            f"{path} is a study, and {name} takes a table of profiles; a study's recipe stands in study.yaml"
+        )
     target = "output_folder" if name == "recipe" else "output_file"
     if target not in given:
         raise InputError("--output: say where the result is to be written")

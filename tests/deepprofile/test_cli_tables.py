@@ -89,6 +89,8 @@ def test_what_a_table_lacks(wells, tmp_path):
     assert "none.csv: no such file" in told.stderr
     told = call(tmp_path, "normalize", tmp_path, "--output", tmp_path / "a.csv", code=2)
     assert "output_file: for a table of profiles; what a study does stands in its study.yaml" in told.stderr
+    (tmp_path / "study.yaml").touch()
+    assert "is a study, and spherize takes a table" in call(tmp_path, "spherize", tmp_path, code=2).stderr
     told = call(
         tmp_path, "recipe", tmp_path / "wells.parquet", "--recipe", "dep", "--by", "m_0", "--output", tmp_path, code=2
     )

@@ -70,7 +70,7 @@ def test_every_problem_is_listed_with_its_place(tmp_path):
         (SMALL + "locate: {channel: ER}", "the file: locate.channel: 'ER' is not one of DNA"),
         (SMALL + "12: a", "12: "),
         (SMALL + "controls: 5", "controls: "),
-        (SMALL + "profiles: {recipe: best}", "profiles.recipe: "),
+        (SMALL + "profiles: {recipe: best}", "the file: profiles.recipe: no recipe is called 'best'; there are deep, "),
         (SMALL + "columns: {compound: [a]}", "columns.compound: "),
         ("images: 5\nchannels: {DNA: d}", "images: "),
     ],
