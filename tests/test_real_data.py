@@ -93,7 +93,8 @@ def test_the_rank_of_each_replicate_is_told(submorph):
 def test_scores_that_twelve_wells_allow(submorph):
     study, _ = submorph
     table = read_table(study.scores_folder / "scores.csv").set_index("score")
-    assert table.index.tolist() == ["precision_at_r", "enrichment"]  # no mechanism is named
+    assert table.index.tolist()[:2] == ["precision_at_r", "enrichment"]
+    assert set(table["profiles"]) == {"replicates"}  # no mechanism is named
     assert table["value"]["precision_at_r"] > table["permutation_mean"]["precision_at_r"]
     assert np.isnan(table["value"]["enrichment"])
     assert table["reason"]["enrichment"].startswith("66 pairs: ")
