@@ -1,5 +1,6 @@
 """Transformers that know which batch a row is of: a scope for the others, TVN, ComBat and Harmony."""
 
+from abc import ABC, abstractmethod
 from typing import Any, Self
 
 import numpy as np
@@ -187,7 +188,7 @@ class TVN(TransformerMixin, BaseEstimator):
         return found
 
 
-class _Whole(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
+class _Whole(OneToOneFeatureMixin, TransformerMixin, BaseEstimator, ABC):
     """A correction of all rows together, so that there is no `transform` of others."""
 
     def fit(self, X: Any, y: Any = None, *, batch: Any = None, well: Any = None, control: Any = None) -> Self:
@@ -195,6 +196,7 @@ class _Whole(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         self.fit_transform(X, batch=batch, well=well, control=control)
         return self
 
+    @abstractmethod
     def fit_transform(self, X: Any, y: Any = None, *, batch: Any = None, well: Any = None, control: Any = None) -> Any:
         """Correct the rows of `X`.
 
@@ -207,7 +209,6 @@ class _Whole(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         control : bool array, shape (n,), optional
             The rows that the batches are compared by; all of them if None.
         """
-        raise NotImplementedError
 
     def _corrected(self, X: Any, batch: Any) -> tuple[Floats, Codes, npt.NDArray[np.str_]]:
         X = validate_data(self, X, dtype=_FLOATS)

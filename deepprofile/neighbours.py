@@ -13,12 +13,12 @@ from matplotlib.figure import Figure
 from cytominer_tools.columns import METADATA, feature_columns, metadata_columns, require_columns
 from cytominer_tools.errors import InputError
 from cytominer_tools.files import atomic_path
+from cytominer_tools.ledger import features_of
 from cytominer_tools.queries import select
 from cytominer_tools.tables import read_table, write_table
 from deepprofile.crop_store import Crops
 from deepprofile.problems import named
 from deepprofile.profiles import CONSENSUS
-from deepprofile.steps import features_of
 from deepprofile.study import Study
 from evaluation.figures import STYLE
 from evaluation.neighbours import class_calls, nearest_profiles, target_ranks, unrelated_similarities

@@ -2,34 +2,44 @@
 
 import shutil
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from cytominer_tools.arrays import group_mean, group_median
+from cytominer_tools.aggregation import reduced
 from cytominer_tools.columns import COUNT, METADATA, PLATE, WELL
 from cytominer_tools.errors import InputError
 from cytominer_tools.files import atomic_folder, atomic_path
+from cytominer_tools.ledger import features_of, read_ledger
 from cytominer_tools.manifest import Manifest, PlateTable, digest
 from cytominer_tools.tables import read_table, write_table
 from deepprofile.features import feature_settings, plate_features
 from deepprofile.index import constant_metadata, load_index, sites_by_well
 from deepprofile.recipes import Step
 from deepprofile.scoring import across_columns, across_words, batch_scores, scored_rows, write_strong
-from deepprofile.steps import Roles, features_of, run_steps, treatment_profiles
+from deepprofile.steps import Roles, run_steps, treatment_profiles
 from deepprofile.study import Study
 from deepprofile.work import Done
 
 WELLS, NORMALIZED, SELECTED, CONSENSUS = "wells.parquet", "normalized.parquet", "selected.parquet", "consensus.parquet"
 
 
-def aggregate_wells(study: Study) -> Done:
-    """Write wells.parquet (level 3): the median (or mean) over the cells of each well, with the well's metadata.
+@dataclass(frozen=True)
+class _Made:
+    """A table, what is left out of it and why, and its ledger."""
 
-    Metadata_Count is the number of cells. A well without cells has no row and is reported.
+    table: pd.DataFrame
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    ledger: list[dict[str, Any]] = field(default_factory=list)
+
+
+def aggregate_wells(study: Study) -> Done:
+    """Write wells.parquet (level 3): the cells of each well in one row, with the well's metadata.
+
+    Metadata_Count is the number of cells. A well with fewer than `profiles.min_cells` has no row and is reported.
 
     Raises
     ------
@@ -48,29 +58,36 @@ def aggregate_wells(study: Study) -> Done:
     by = [PLATE, WELL]
     metadata = index.groupby(by, sort=True)[constant_metadata(index, by)].first().reset_index()
     parts = {plate: {well: tables[plate].manifest.parts[well].key for well in wells_of[plate]} for plate in plates}
-    inputs = [parts, study.profiles.operation, metadata.to_json()]
-    reduce = group_median if study.profiles.operation == "median" else group_mean
+    fewest = study.profiles.min_cells
+    inputs = [parts, study.profiles.operation, metadata.to_json(), *([fewest] if fewest > 1 else [])]
 
     if _link_wells(study, digest(inputs)):
         part = Manifest.read(study.profiles_folder, "profiles").parts[WELLS]
         return Done("aggregate", 1, 0, part.rows, "wells", part.skipped)
 
-    def make() -> tuple[pd.DataFrame, list[tuple[str, str]]]:
-        rows, keys, empty = [], [], []
+    def make() -> _Made:
+        rows, keys, left_out = [], [], []
         for plate, table in tables.items():
             for well in wells_of[plate]:
                 cells = table.read(well, ["features"])["features"].combine_chunks()
                 values = np.asarray(cells.flatten(), np.float32).reshape(len(cells), cells.type.list_size)
-                if len(cells):
-                    rows.append(reduce(values, np.zeros(len(values), np.int64))[0])
+                if len(cells) >= fewest:
+                    rows.append(reduced(values, np.zeros(len(values), np.int64), study.profiles.operation)[0])
                     keys.append((plate, well, len(values)))
                 else:
-                    empty.append((f"{plate} {well}", "no cells"))
+                    few = f"{len(cells)} cells, fewer than profiles.min_cells ({fewest})"
+                    left_out.append((f"{plate} {well}", few if len(cells) else "no cells"))
         if not rows:
+            if fewest > 1:
+                raise InputError(f"{study.features}: no well has {fewest} cells; lower profiles.min_cells")
             raise InputError(f"{study.features}: no well has a cell; look at the locations and at crops.border")
         names = feature_names(study, len(rows[0]))
         wells = pd.DataFrame(keys, columns=[PLATE, WELL, COUNT]).merge(metadata, on=by, how="left", validate="1:1")
-        return pd.concat([wells, pd.DataFrame(np.stack(rows), columns=names)], axis=1), empty
+        wells = pd.concat([wells, pd.DataFrame(np.stack(rows), columns=names)], axis=1)
+        said = {"operation": study.profiles.operation, "min_cells": fewest}
+        cells_of = int(wells[COUNT].sum())
+        step = {"step": "aggregate", "rows": [cells_of, len(wells)], "features": [len(names)] * 2, "settings": said}
+        return _Made(wells, left_out, [{**step, "dropped": {}}])
 
     return _write(study, "aggregate", WELLS, inputs, make, "wells")
 
@@ -128,8 +145,9 @@ def normalize_wells(study: Study) -> Done:
     manifest, wells = _read(study, WELLS, "deepprofile aggregate")
     recipe, roles = study.recipe, _roles(study)
 
-    def normalize() -> tuple[pd.DataFrame, list[tuple[str, str]]]:
-        return run_steps(wells, recipe.of_wells, roles), []
+    def normalize() -> _Made:
+        ledger = read_ledger(manifest.folder / WELLS)
+        return _Made(run_steps(wells, recipe.of_wells, roles, ledger), ledger=ledger)
 
     done = _write(study, "normalize", NORMALIZED, _normalized_from(study, manifest), normalize, "wells")
     if not recipe.selection:
@@ -141,8 +159,9 @@ def normalize_wells(study: Study) -> Done:
         return done
     manifest, normalized = _read(study, NORMALIZED, "deepprofile normalize")
 
-    def choose() -> tuple[pd.DataFrame, list[tuple[str, str]]]:
-        return run_steps(normalized, recipe.selection, roles), []
+    def choose() -> _Made:
+        ledger = read_ledger(manifest.folder / NORMALIZED)
+        return _Made(run_steps(normalized, recipe.selection, roles, ledger), ledger=ledger)
 
     selected = _write(study, "normalize", SELECTED, _selected_from(study, manifest), choose, "wells")
     made = int(done.made or selected.made)
@@ -174,17 +193,18 @@ def consensus_profiles(study: Study) -> Done:
     if not by:
         raise InputError("study.yaml: no column says what a treatment is; set columns.treatment or columns.compound")
 
-    def make() -> tuple[pd.DataFrame, list[tuple[str, str]]]:
+    def make() -> _Made:
         named = wells[by[0]].notna() & (wells[by[0]].astype(str) != "")
         treated = wells[named]
         if treated.empty:
             raise InputError(f"no well has a {by[0]}; look at columns and at images.metadata in study.yaml")
         keep = [name for name in constant_metadata(treated, by) if name not in (PLATE, WELL, COUNT)]
-        profiles = treatment_profiles(treated, study.recipe, by, keep, _roles(study))
+        ledger = read_ledger(manifest.folder / final_wells(study))
+        profiles = treatment_profiles(treated, study.recipe, by, keep, _roles(study), ledger)
         counts = treated.groupby(by, dropna=False, sort=True, observed=True)[COUNT].mean().to_numpy()
         profiles.insert(len(by) + len(keep), COUNT, counts)
         left = (wells.loc[~named, PLATE] + " " + wells.loc[~named, WELL]).tolist()
-        return profiles, [(well, f"no {by[0]}") for well in left]
+        return _Made(profiles, [(well, f"no {by[0]}") for well in left], ledger)
 
     return _write(study, "consensus", CONSENSUS, _consensus_from(study, manifest), make, "treatments")
 
@@ -330,7 +350,7 @@ def _write(
     stage: str,
     name: str,
     inputs: Any,
-    make: Callable[[], tuple[pd.DataFrame, list[tuple[str, str]]]],
+    make: Callable[[], _Made],
     unit: str,
 ) -> Done:
     manifest = Manifest.read(study.profiles_folder, "profiles")
@@ -338,9 +358,9 @@ def _write(
     current = manifest.is_current(name, key)
     if not current:
         with study.writing():
-            table, skipped = make()
-            write_table(table, manifest.folder / name)
-            manifest.record(name, key, name, len(table), skipped)
+            made = make()
+            write_table(made.table, manifest.folder / name, made.ledger)
+            manifest.record(name, key, name, len(made.table), made.skipped)
     part = manifest.parts[name]
     return Done(stage, int(not current), int(current), part.rows, unit, part.skipped)
 

@@ -11,12 +11,12 @@ import pandas as pd
 from cytominer_tools.columns import PLATE, WELL
 from cytominer_tools.errors import InputError
 from cytominer_tools.files import atomic_path
+from cytominer_tools.ledger import features_of
 from cytominer_tools.queries import select
 from cytominer_tools.tables import read_table, write_table
 from deepprofile.profiles import CONSENSUS, aggregate_wells, consensus_profiles, final_wells, normalize_wells
 from deepprofile.recipes import BUILT_IN
 from deepprofile.scoring import scored_rows
-from deepprofile.steps import features_of
 from deepprofile.study import Study
 from deepprofile.work import log
 from evaluation.nested import Search, nested_search

@@ -8,9 +8,10 @@ import pandas as pd
 
 from cytominer_tools.columns import METADATA, PLATE, WELL
 from cytominer_tools.errors import InputError, ProfileWarning
+from cytominer_tools.ledger import features_of
 from cytominer_tools.queries import select
 from deepprofile.platemaps import PLATE_MAP
-from deepprofile.steps import Roles, features_of, run_steps
+from deepprofile.steps import Roles, run_steps
 from deepprofile.study import Study
 from evaluation.batch import WELL_COLUMN, WELL_ROW, group_association
 from evaluation.subsets import phenotype_strength, strongest, write_treatments

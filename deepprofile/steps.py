@@ -11,10 +11,11 @@ from pydantic import ValidationError
 
 from cytominer_tools import aggregation, correction, normalization, selection
 from cytominer_tools.batches import PerBatch
-from cytominer_tools.columns import METADATA, PLATE, WELL, metadata_columns, require_columns
+from cytominer_tools.columns import PLATE, WELL, metadata_columns, require_columns
 from cytominer_tools.concatenation import concatenate
 from cytominer_tools.errors import InputError
 from cytominer_tools.frames import names, profile_features
+from cytominer_tools.ledger import features_of, ledger_step
 from cytominer_tools.loading import load_profiles
 from cytominer_tools.manifest import fingerprint
 from cytominer_tools.queries import select
@@ -94,13 +95,12 @@ class Roles:
         return said
 
 
-def features_of(profiles: pd.DataFrame) -> list[str]:
-    """The columns of `profiles` that are features: those without ``Metadata_``."""
-    return [name for name in map(str, profiles.columns) if not name.startswith(METADATA)]
-
-
-def run_steps(profiles: pd.DataFrame, steps: Iterable[AnyStep], roles: Roles) -> pd.DataFrame:
+def run_steps(
+    profiles: pd.DataFrame, steps: Iterable[AnyStep], roles: Roles, ledger: list[dict[str, Any]] | None = None
+) -> pd.DataFrame:
     """`profiles` after all `steps`, none of them a consensus; rows and metadata stay as they are.
+
+    What each step did is added to `ledger`; see `cytominer_tools.read_ledger`.
 
     Raises
     ------
@@ -108,11 +108,14 @@ def run_steps(profiles: pd.DataFrame, steps: Iterable[AnyStep], roles: Roles) ->
         What a step cannot do, with the words of its function.
     """
     for step in steps:
-        before = features_of(profiles)
-        profiles = run_step(step, profiles, roles)
-        kept = set(features_of(profiles))
-        if dropped := [name for name in before if name not in kept]:
-            log.info("%s: %d of %d features are dropped", step.step, len(dropped), len(before))
+        before = profiles
+        profiles, reasons = _selected(step, before) if isinstance(step, Select) else (run_step(step, before, roles), {})
+        settings = {name: value for name, value in roles.resolved(step).items() if name != "step"}
+        said = ledger_step(step.step, before, profiles, settings, reasons)
+        if said["dropped"]:
+            log.info("%s: %d of %d features are dropped", step.step, len(said["dropped"]), said["features"][0])
+        if ledger is not None:
+            ledger.append(said)
     return profiles
 
 
@@ -168,9 +171,9 @@ def _(step: Concatenate, profiles: pd.DataFrame, roles: Roles) -> pd.DataFrame:
     return concatenate([profiles, roles.root / step.table], samples=roles.samples(step.fit))
 
 
-@run_step.register
-def _(step: Select, profiles: pd.DataFrame, roles: Roles) -> pd.DataFrame:
-    return selection.feature_select(
+def _selected(step: Select, profiles: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str]]:
+    """`profiles` without the features that `step` drops, and why each is dropped."""
+    found: Any = selection.feature_select(
         profiles,
         features_of(profiles),
         operation=list(step.operation),
@@ -180,7 +183,10 @@ def _(step: Select, profiles: pd.DataFrame, roles: Roles) -> pd.DataFrame:
         corr_threshold=step.corr_threshold,
         na_cutoff=step.na_cutoff,
         outlier_cutoff=step.outlier_cutoff,
+        reasons=True,
     )
+    kept, reasons = found
+    return kept, dict(zip(reasons["feature"], reasons["operation"] + ": " + reasons["reason"], strict=True))
 
 
 class Applied(NamedTuple):
@@ -225,13 +231,15 @@ def apply_recipe(
     if left := [str(name) for name in read.columns if name not in set(table.columns)]:
         log.info("recipe: %d columns are neither metadata nor features and are left out: %s", len(left), left[:3])
     steps, roles = _recipe(recipe), Roles(controls, fit, batch)
-    wells = run_steps(table, [*steps.of_wells, *steps.selection], roles)
+    ledger: list[dict[str, Any]] = []
+    wells = run_steps(table, [*steps.of_wells, *steps.selection], roles, ledger)
+    of_wells = list(ledger)
     named = wells[wells[names(by)[0]].notna()]
     keep = [name for name in constant_metadata(named, names(by)) if name not in (PLATE, WELL)]
-    treatments = treatment_profiles(named, steps, names(by), keep, roles)
+    treatments = treatment_profiles(named, steps, names(by), keep, roles, ledger)
     if output_folder is not None:
-        write_table(wells, Path(output_folder) / "wells.parquet")
-        write_table(treatments, Path(output_folder) / "consensus.parquet")
+        write_table(wells, Path(output_folder) / "wells.parquet", of_wells)
+        write_table(treatments, Path(output_folder) / "consensus.parquet", ledger)
     return Applied(wells, treatments)
 
 
@@ -249,9 +257,17 @@ def _recipe(recipe: str | Path | Recipe | Sequence[Any]) -> Recipe:
 
 
 def treatment_profiles(
-    wells: pd.DataFrame, recipe: Recipe, by: list[str], keep: list[str], roles: Roles
+    wells: pd.DataFrame,
+    recipe: Recipe,
+    by: list[str],
+    keep: list[str],
+    roles: Roles,
+    ledger: list[dict[str, Any]] | None = None,
 ) -> pd.DataFrame:
-    """The profile of each treatment: `by`, `keep` and features, after the consensus of `recipe` and what follows it."""
+    """The profile of each treatment: `by`, `keep` and features, after the consensus of `recipe` and what follows it.
+
+    `ledger` as in `run_steps`.
+    """
     features = features_of(wells)
     if recipe.operation != "modz":
         profiles = aggregation.consensus(wells, by, recipe.operation, features, keep=keep)
@@ -259,7 +275,9 @@ def treatment_profiles(
         keys = aggregation.aggregate(wells, by, features[:1], keep=keep)[[*by, *keep]]
         profiles = aggregation.consensus(wells, by, "modz", features)
         profiles = pd.concat([keys, profiles[features]], axis=1)
-    return run_steps(profiles, recipe.of_treatments[1:], roles)
+    if ledger is not None:
+        ledger.append(ledger_step("consensus", wells, profiles, {"by": by, "operation": recipe.operation}, {}))
+    return run_steps(profiles, recipe.of_treatments[1:], roles, ledger)
 
 
 def _transformed(

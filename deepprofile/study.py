@@ -343,7 +343,8 @@ class Profiles(Section):
     """The `profiles` section: from cells to wells to treatments."""
 
     recipe: str | tuple[str, ...] = "deep"  # several: a folder each, all of the same wells
-    operation: Literal["median", "mean"] = "median"
+    operation: Literal["median", "mean", "trimmed_mean"] = "median"
+    min_cells: int = Field(1, ge=1)  # a well with fewer has no profile
     fit: Literal["controls", "all"] = "controls"  # the wells that the steps of recipes learn from
     consensus: tuple[str, ...] = ()  # the columns of a treatment; treatment (or compound) and concentration by default
 

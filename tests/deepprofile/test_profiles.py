@@ -2,10 +2,12 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+import scipy.stats
 from study_factory import configure, edit_index, run
 
 from cytominer_tools.columns import COUNT, METADATA, PLATE, WELL
 from cytominer_tools.errors import InputError
+from cytominer_tools.ledger import read_ledger
 from cytominer_tools.tables import read_table, write_table
 from deepprofile.checks import check_study
 from deepprofile.crop_selection import read_treatments
@@ -55,6 +57,58 @@ def test_wells_are_what_pandas_makes_of_the_cells(done, operation):
     assert features_of(wells) == list(expected)
     assert wells[[PLATE, WELL]].to_records(index=False).tolist() == list(expected.index)
     assert wells[COUNT].tolist() == cells.size().tolist()
+
+
+def test_a_trimmed_mean_is_that_of_scipy(done):
+    study = configure(done.root, profiles={"operation": "trimmed_mean"})
+    aggregate_wells(study)
+    wells = read_table(study.profiles_folder / WELLS)
+    cells = by_cell(study)
+    chosen = cells[(cells[PLATE] == "P2") & (cells[WELL] == "B01")]
+    expected = scipy.stats.trim_mean(chosen[features_of(cells)].to_numpy(), 0.1)
+    row = wells[(wells[PLATE] == "P2") & (wells[WELL] == "B01")]
+    np.testing.assert_allclose(row[features_of(wells)].to_numpy()[0], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_wells_with_few_cells_are_left_out_and_named(done):
+    counts = by_cell(done).groupby([PLATE, WELL]).size()
+    fewest = int(counts.min()) + 1
+    told = aggregate_wells(configure(done.root, profiles={"min_cells": fewest}))
+    gone = counts[counts < fewest]
+    assert told.rows == 12 - len(gone) < 12
+    assert told.skipped == tuple(
+        (f"{plate} {well}", f"{n} cells, fewer than profiles.min_cells ({fewest})") for (plate, well), n in gone.items()
+    )
+    with pytest.raises(InputError, match=r"no well has 999 cells; lower profiles\.min_cells"):
+        aggregate_wells(configure(done.root, profiles={"min_cells": 999}))
+
+
+def test_tables_say_what_was_done_to_them(finished):
+    """Golden: twelve wells, spherized as they are, and three treatments of them."""
+    read = {name: read_ledger(finished.profiles_folder / name) for name in (WELLS, NORMALIZED, CONSENSUS)}
+    steps = read[CONSENSUS]
+    assert [step["step"] for step in steps] == ["aggregate", "spherize", "consensus"]
+    assert read[WELLS] == steps[:1]
+    assert read[NORMALIZED] == steps[:2]
+    cells = len(by_cell(finished))
+    assert [step["rows"] for step in steps] == [[cells, 12], [12, 12], [12, 3]]
+    assert steps[0]["settings"] == {"operation": "median", "min_cells": 1}
+    assert steps[1]["settings"]["fit"] == finished.controls
+    dropped = steps[1]["dropped"]
+    assert len(dropped) == steps[1]["features"][0] - steps[1]["features"][1]
+    assert not set(dropped) & set(features_of(read_table(finished.profiles_folder / NORMALIZED)))
+
+
+@pytest.mark.filterwarnings("ignore:correlation_threshold")
+def test_the_reason_why_a_feature_is_dropped_stays_with_the_table(finished):
+    steps = [{"select": {"operation": "correlation_threshold", "corr_threshold": 0.1}}, "consensus"]
+    study = configure(finished.root, recipes={"few": steps}, profiles={"recipe": "few"})
+    aggregate_wells(study)
+    normalize_wells(study)
+    _, told = read_ledger(study.profiles_folder / "selected.parquet")
+    assert (told["step"], told["settings"]["corr_threshold"]) == ("select", 0.1)
+    assert len(told["dropped"]) == told["features"][0] - told["features"][1] > 0
+    assert all(reason.startswith("correlation_threshold: ") for reason in told["dropped"].values())
 
 
 def test_wells_carry_the_metadata_of_the_index(finished):
