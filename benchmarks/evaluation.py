@@ -68,8 +68,11 @@ meta = [c for c in table if c.startswith("Metadata_")]
 features = [c for c in table if c not in meta]
 for name, given in settings.items():
     start = time.perf_counter()
-    evaluate(table, features, meta, operation=name, **given)
-    print(json.dumps([name, time.perf_counter() - start]), flush=True)
+    try:
+        evaluate(table, features, meta, operation=name, **given)
+        print(json.dumps([name, time.perf_counter() - start]), flush=True)
+    except Exception as error:  # the release 0.1 lacks operations and arguments that its repository has
+        print(json.dumps([name, None, f"{type(error).__name__}: {error}"]), flush=True)
 """
 
 
@@ -112,7 +115,10 @@ def operations(peer: Path | None) -> None:
             lines = subprocess.run(
                 [peer, "-W", "ignore", "-c", PEER, data, settings], check=True, capture_output=True, text=True
             ).stdout.splitlines()
-            theirs |= dict(json.loads(line) for line in lines if line.startswith("["))
+            for name, seconds, *why in (json.loads(line) for line in lines if line.startswith("[")):
+                theirs[name] = np.nan if seconds is None else seconds
+                if why:
+                    print(f"cytominer-eval, {name}: {why[0]}")
     matrix = product(X)
     print("| 1,144 x 1280, 235 classes | evaluate, s | cytominer-eval, s | times | wanted | share of matrix rate |")
     print("|---|---|---|---|---|---|")
@@ -166,7 +172,7 @@ def memory(n: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer", type=Path, help="a Python with cytominer-eval and pandas 1.5")
+    parser.add_argument("--peer", type=Path, help="a Python with pandas 1.5 and cytominer-eval (on PyPI: 0.1)")
     parser.add_argument("--wells", type=int, help="also the average precision of so many, such as 8818")
     parser.add_argument("--memory", type=int, nargs="?", const=50_000, help="also so many x 512, by default 50,000")
     arguments = parser.parse_args()
