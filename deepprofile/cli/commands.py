@@ -282,7 +282,8 @@ def _table_command(name: str) -> None:
 
     for option in reversed(TABLES[name].options):
         command = option(command)
-    main.command(name, help=TABLES[name].doc)(command)
+    group, called = (recipe, "apply") if name == "recipe" else (main, name)
+    group.command(called, help=TABLES[name].doc)(command)
 
 
 def _stage_settings(chosen: dict[str, Any]) -> dict[str, Any]:
@@ -348,8 +349,21 @@ for _name, _module, _function, _doc in (
 ):
     _stage(_name, _module, _function, _doc)
 
+
+class _Recipes(click.Group):
+    """`recipe TABLE` is `recipe apply TABLE`."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        return super().resolve_command(ctx, args if args[0] in self.commands else ["apply", *args])
+
+
+@main.group(cls=_Recipes, context_settings={"ignore_unknown_options": True})
+def recipe() -> None:
+    """Apply a recipe to a table (`recipe TABLE`), or choose among recipes (`recipe search STUDY`)."""
+
+
 for _name in TABLES:
-    if _name not in main.commands:
+    if _name not in main.commands or _name == "recipe":
         _table_command(_name)
 
 
@@ -423,11 +437,6 @@ def neighbours(
         click.echo(
             "\n".join([*found.lines(), f"{found.folder}: {', '.join(sorted(p.name for p in found.folder.iterdir()))}"])
         )
-
-
-@main.group()
-def recipe() -> None:
-    """Choose among recipes."""
 
 
 @recipe.command()
