@@ -281,11 +281,11 @@ def spherizing_gains(eigenvalues: Doubles, n_features: int, ridge: float) -> tup
     References
     ----------
     Ridge 1 is the best of eleven values on real wells (BBBC021, 632 wells, 516 features: nearest-neighbour MOA
-    accuracy .932, against .845 for 1e-6; tests/cytominer_tools/test_frames.py repeats both). Why a small ridge fails
-    where features outnumber controls, stretching unseen directions a thousand times and making the fitted controls
-    uncorrelated by construction: Bornholdt, thesis, TU München 2021, as recomputed in
-    shared/reference/thesis-protocol.md section 2; the table of ridges is in shared/reference/findings.md. A ridge
-    as shrinkage towards the mean eigenvalue: Ledoit & Wolf 2004, doi:10.1016/S0047-259X(03)00096-4.
+    accuracy .932, against .845 for 1e-6; tests/cytominer_tools/test_normalization.py repeats both, and
+    benchmarks/recipes.py the table). Why a small ridge fails where features outnumber controls, stretching unseen
+    directions a thousand times and making the fitted controls uncorrelated by construction: Bornholdt, thesis, TU
+    München 2021. A ridge as shrinkage towards the mean eigenvalue: Ledoit & Wolf 2004,
+    doi:10.1016/S0047-259X(03)00096-4.
     """
     if not (np.isfinite(ridge) and ridge >= 0):
         raise InputError(f"ridge={ridge}: expected a finite number of 0 or more; 1 suits most data")

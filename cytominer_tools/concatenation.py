@@ -10,7 +10,7 @@ import pandas as pd
 
 from cytominer_tools.columns import PLATE, WELL, metadata_columns, require_columns
 from cytominer_tools.errors import InputError, ProfileWarning
-from cytominer_tools.frames import names, profile_features, reference_rows, values, with_features
+from cytominer_tools.frames import Features, names, profile_features, reference_rows, values, with_features
 from cytominer_tools.loading import load_profiles
 from cytominer_tools.output import options_of_suffix, output
 
@@ -21,6 +21,7 @@ def concatenate(
     on: str | Sequence[str] = (PLATE, WELL),
     samples: str = "all",
     scale: bool = True,
+    features: Features = "infer",
     output_file: str | Path | None = None,
 ) -> pd.DataFrame:
     """Join the features of several tables of profiles by their key, each set scaled to the same size.
@@ -38,6 +39,8 @@ def concatenate(
     scale : bool
         Divide each set by the root of its summed variances over those rows, so that all sets weigh the same in a
         distance whatever their units and numbers of features. Zero stays zero.
+    features : list of column names, or "infer"
+        Of the first table; those of the others are inferred.
     output_file : path, optional
         Where the result is written too, as its suffix says.
 
@@ -64,10 +67,10 @@ def concatenate(
             raise InputError(
                 f"table {number}: the key {row} stands {(twice.sum())} time(s) too often; aggregate it first"
             )
-    sets = [profile_features(table) for table in read]
+    sets = [profile_features(read[0], features), *map(profile_features, read[1:])]
     seen: dict[str, int] = {}
-    for number, features in enumerate(sets, 1):
-        if both := [name for name in features if seen.setdefault(name, number) != number]:
+    for number, own in enumerate(sets, 1):
+        if both := [name for name in own if seen.setdefault(name, number) != number]:
             raise InputError(
                 f"{both[0]} is a feature of tables {seen[both[0]]} and {number}; rename the columns of one"
             )
@@ -77,16 +80,16 @@ def concatenate(
     _say_what_is_lost(keys, common)
     metadata = first.loc[common, metadata_columns(first)]
     parts = [values(first, sets[0])[common]]
-    for table, other, features in zip(others, keys[1:], sets[1:], strict=True):
+    for table, other, own in zip(others, keys[1:], sets[1:], strict=True):
         rows = other.get_indexer(keys[0][common])
         for name in metadata_columns(table):
             if name not in metadata:
                 metadata = metadata.assign(**{name: table[name].to_numpy()[rows]})
-        parts.append(values(table, features)[rows])
+        parts.append(values(table, own)[rows])
     if scale:
         reference = reference_rows(metadata, samples)
         parts = [part / _size(part[reference], number) for number, part in enumerate(parts, 1)]
-    joined = with_features(metadata, np.concatenate(parts, axis=1), [name for features in sets for name in features])
+    joined = with_features(metadata, np.concatenate(parts, axis=1), [name for own in sets for name in own])
     if output_file is not None:
         output(joined, output_file, **options_of_suffix(output_file))
     return joined

@@ -14,6 +14,7 @@ from cytominer_tools.aggregation import consensus
 from cytominer_tools.columns import METADATA, PLATE, WELL, metadata_columns, require_columns
 from cytominer_tools.errors import InputError
 from cytominer_tools.files import atomic_path
+from cytominer_tools.frames import profile_features
 from cytominer_tools.queries import select
 from cytominer_tools.tables import read_table, write_table
 from deepprofile.profiles import CONSENSUS, NORMALIZED, SELECTED
@@ -171,6 +172,7 @@ def _study_runs(study: Study, first: Study, level: Level, *, several: bool) -> l
 def _from_file(name: str, path: Path, key: list[str], level: Level) -> _Run:
     table = read_table(path)
     require_columns(table, key, str(path))
+    table = table[[*metadata_columns(table), *profile_features(table)]]
     if level == "treatments" and table.duplicated(key).any():
         keep = [name for name in metadata_columns(table) if name not in key]
         keep = [c for c in keep if (table.groupby(key, dropna=False)[c].nunique(dropna=False) == 1).all()]

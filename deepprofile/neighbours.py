@@ -18,7 +18,7 @@ from cytominer_tools.queries import select
 from cytominer_tools.tables import read_table, write_table
 from deepprofile.crop_store import Crops
 from deepprofile.problems import named
-from deepprofile.profiles import CONSENSUS
+from deepprofile.profiles import CONSENSUS, read_profiles
 from deepprofile.study import Study
 from evaluation.figures import STYLE
 from evaluation.neighbours import class_calls, nearest_profiles, target_ranks, unrelated_similarities
@@ -108,12 +108,9 @@ def find_neighbours(
     InputError
         There are no consensus profiles, no such treatment, or a file lacks features of the study.
     """
-    path = study.profiles_folder / CONSENSUS
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; run `deepprofile consensus`")
     if targets is not None and among is None:
         raise InputError("--targets: say with --among where the profiles of the genes are")
-    table = read_table(path)
+    _, table = read_profiles(study, CONSENSUS, "deepprofile consensus")
     if study.controls is not None:  # no treatment; the median of some is where spherizing puts zero
         table = table[~select(table, study.controls)].reset_index(drop=True)
     features = features_of(table)
@@ -244,7 +241,8 @@ def _montage(study: Study, table: pd.DataFrame, rows: list[int], names: list[str
     crops = Crops(study.crop_store)
     keys = list(study.consensus)
     rng = np.random.default_rng(study.seed)
-    shape = (len(rows), _CELLS, study.crops.size, study.crops.size, 3)
+    size = crops.shape[0]
+    shape = (len(rows), _CELLS, size, size, 3)
     picture = np.ones(shape, dtype=np.float32)
     for at, row in enumerate(rows):
         mine = np.ones(len(crops), dtype=bool)
@@ -264,7 +262,7 @@ def _montage(study: Study, table: pd.DataFrame, rows: list[int], names: list[str
         figure = Figure(figsize=(1.0 * _CELLS + 2.5, 1.0 * len(rows) + 0.5), layout="constrained", facecolor="white")
         axis = figure.subplots()
         axis.imshow(whole, interpolation="nearest")
-        side = study.crops.size + 2
+        side = size + 2
         words = [names[row][:32] for row in rows]
         axis.set_yticks([side * (at + 0.5) for at in range(len(rows))], [f"{words[0]} (query)", *words[1:]], fontsize=8)
         axis.set_xticks([])

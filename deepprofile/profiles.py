@@ -142,7 +142,7 @@ def normalize_wells(study: Study) -> Done:
     InputError
         There are no wells, or a step has nothing to learn from.
     """
-    manifest, wells = _read(study, WELLS, "deepprofile aggregate")
+    manifest, wells = read_profiles(study, WELLS, "deepprofile aggregate")
     recipe, roles = study.recipe, _roles(study)
 
     def normalize() -> _Made:
@@ -157,7 +157,7 @@ def normalize_wells(study: Study) -> Done:
                 manifest.save()
                 (manifest.folder / SELECTED).unlink(missing_ok=True)
         return done
-    manifest, normalized = _read(study, NORMALIZED, "deepprofile normalize")
+    manifest, normalized = read_profiles(study, NORMALIZED, "deepprofile normalize")
 
     def choose() -> _Made:
         ledger = read_ledger(manifest.folder / NORMALIZED)
@@ -188,7 +188,7 @@ def consensus_profiles(study: Study) -> Done:
     InputError
         There are no normalised wells, or nothing says what a treatment is.
     """
-    manifest, wells = _read(study, final_wells(study), "deepprofile normalize")
+    manifest, wells = read_profiles(study, final_wells(study), "deepprofile normalize")
     by = list(study.consensus)
     if not by:
         raise InputError("study.yaml: no column says what a treatment is; set columns.treatment or columns.compound")
@@ -223,20 +223,24 @@ def score_profiles(study: Study) -> Done:
     """
     from evaluation.figures import score_figure
 
-    manifest, treatments = _read(study, CONSENSUS, "deepprofile consensus")
+    manifest, treatments = read_profiles(study, CONSENSUS, "deepprofile consensus")
     wells_file = final_wells(study)
     wells = read_table(study.profiles_folder / wells_file)
     twin = study.untrained
-    twin_keys = [_read(twin, CONSENSUS, "deepprofile run")[0].parts[CONSENSUS].key] if twin else []
+    twin_keys = [read_profiles(twin, CONSENSUS, "deepprofile run")[0].parts[CONSENSUS].key] if twin else []
     levels = [
         _Level("replicates", wells, wells_file, study.scores.replicates or study.treatment, study.scores.exclude_same),
         _Level("treatments", treatments, CONSENSUS, study.scores.labels or study.columns.moa, ()),
     ]
-    across = {level.name: across_columns(study, level.name) for level in levels}
+    # a treatment that is in several batches has none
+    across = {
+        level.name: [name for name in across_columns(study, level.name) if name in level.profiles] for level in levels
+    }
     levels = [level for level in levels if level.label]
     if not levels:
         raise InputError("study.yaml: nothing says which profiles match; set columns.treatment or columns.moa")
-    settings = [study.scores.model_dump(mode="json"), [level.label for level in levels], across, study.seed]
+    roles = [study.controls, study.columns.batch, study.treatment]
+    settings = [study.scores.model_dump(mode="json"), [level.label for level in levels], across, roles, study.seed]
     done = Manifest.read(study.scores_folder, "scores")
     key = done.key([manifest.parts[CONSENSUS].key, twin_keys, settings])
     if done.is_current("scores.csv", key):
@@ -313,7 +317,14 @@ def _score(study: Study, profiles: pd.DataFrame, level: _Level, across: str | No
     )
 
 
-def _read(study: Study, name: str, command: str) -> tuple[Manifest, pd.DataFrame]:
+def read_profiles(study: Study, name: str, command: str) -> tuple[Manifest, pd.DataFrame]:
+    """The table `name` of the study's recipe, and what is recorded of it.
+
+    Raises
+    ------
+    InputError
+        It is not made, with `command` as the mend, or was made under other settings or of other tables.
+    """
     manifest = Manifest.read(study.profiles_folder, "profiles")
     chain = [WELLS, NORMALIZED, *([SELECTED] if study.recipe.selection else []), CONSENSUS]
     chain = chain[: chain.index(name) + 1]

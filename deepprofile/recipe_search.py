@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cytominer_tools.columns import PLATE, WELL
+from cytominer_tools.columns import PLATE, WELL, require_columns
 from cytominer_tools.errors import InputError
 from cytominer_tools.files import atomic_path
 from cytominer_tools.ledger import features_of
@@ -99,13 +99,15 @@ def search_recipes(study: Study, names: Sequence[str] = (), *, folds: int = 5, r
         except InputError as error:
             log.warning("recipe search: %s is left out: %s", name, error)
             left_out.append((name, str(error).splitlines()[0]))
+    most = max(tables.values(), key=len, default=None)
+    for name in [name for name, table in tables.items() if most is not None and not table[key].equals(most[key])]:
+        del tables[name]
+        left_out.append((name, "it leaves out profiles that others have"))
     if len(tables) < 2:
         raise InputError(f"recipe search: {len(tables)} of {len(names)} recipes could be run; two are needed to choose")
     first = next(iter(tables.values()))
     known = first[label].notna() & first[compound].notna()
     for table in tables.values():
-        if not table[key].equals(first[key]):  # all are made of the same wells
-            raise AssertionError("recipes with other profiles")
         known &= np.ptp(finite_features(table, features_of(table)), axis=1) > 0
     rows = np.flatnonzero(known)
     ways: dict[str, Similarity] = {
@@ -115,6 +117,7 @@ def search_recipes(study: Study, names: Sequence[str] = (), *, folds: int = 5, r
         ways,
         pd.factorize(first[label].iloc[rows])[0].astype(np.int64),
         pd.factorize(first[compound].iloc[rows])[0],
+        exclude=_codes(first.iloc[rows], study.scores.exclude_same if of_wells else ()),
         folds=folds,
         repeats=repeats,
         rng=np.random.default_rng(study.seed),
@@ -132,6 +135,12 @@ def search_recipes(study: Study, names: Sequence[str] = (), *, folds: int = 5, r
         with atomic_path(path.with_suffix(".json")) as part:
             part.write_text(json.dumps(told, indent=1) + "\n", "utf-8")
     return RecipeSearch(path, search, label, left_out)
+
+
+def _codes(table: pd.DataFrame, columns: Sequence[str]) -> np.ndarray | None:
+    """Numbers that are equal where the values of a column are, (n, n_columns)."""
+    require_columns(table, columns, "scores.exclude_same")
+    return np.stack([pd.factorize(table[name])[0] for name in columns], axis=1) if columns else None
 
 
 def _rows(study: Study, of_wells: bool) -> pd.DataFrame:

@@ -82,14 +82,18 @@ class Correct(Step):
 
     @model_validator(mode="after")
     def _keys_of_a_method(self) -> "Correct":
-        batched = self.method in ("tvn", "combat", "harmony")
-        if not batched and "by" in self.model_fields_set:
+        if not self.batched and "by" in self.model_fields_set:
             raise ValueError(f"by: {self.method} has a scope of its own; leave it out")
         if self.method != "tvn" and self.components is not None:
             raise ValueError("components belongs to the method tvn; leave it out, or put a step pca before")
         if self.method == "harmony" and self.fit == "controls":
             raise ValueError("fit: harmony goes by all wells; leave it out")
         return self
+
+    @property
+    def batched(self) -> bool:
+        """Whether the method has batches, which `by` says."""
+        return self.method in ("tvn", "combat", "harmony")
 
 
 class Concatenate(Step):

@@ -19,7 +19,7 @@ from deepprofile.features import plate_features
 from deepprofile.index import load_index
 from deepprofile.intensities import STAGE as ILLUMINATION
 from deepprofile.locations import plate_locations
-from deepprofile.profiles import CONSENSUS, WELLS, final_wells
+from deepprofile.profiles import CONSENSUS, WELLS, final_wells, read_profiles
 from deepprofile.quality import OUT_OF_FOCUS, SATURATED, WHY
 from deepprofile.sites import site_rows
 from deepprofile.study import NAME, Study
@@ -82,10 +82,8 @@ def write_report(study: Study, path: str | Path | None = None) -> Path:
 
 
 def _result(study: Study, index: pd.DataFrame) -> Result:
-    manifest = Manifest.read(study.profiles_folder, "profiles")
-    final = final_wells(study)
-    manifest.require([WELLS, final, CONSENSUS], {}, "deepprofile run")
-    wells, raw, treatments = (read_table(study.profiles_folder / name) for name in (final, WELLS, CONSENSUS))
+    manifest, treatments = read_profiles(study, CONSENSUS, "deepprofile run")
+    wells, raw = (read_table(study.profiles_folder / name) for name in (final_wells(study), WELLS))
     found: dict[str, pd.DataFrame] = {}
     for level in ("replicates", "treatments"):
         if (path := study.scores_folder / f"queries_{level}.csv").exists():

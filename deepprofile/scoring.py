@@ -109,6 +109,8 @@ def batch_scores(study: Study, wells: pd.DataFrame) -> pd.DataFrame | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ProfileWarning)  # that controls are few is said of the whole fit
             made = run_steps(wells.assign(**{_HELD: held}), steps, roles)
+        if len(made) < len(wells):
+            raise InputError("the recipe leaves out wells that another table lacks")
         made = made[held == 1]  # `part` goes up, as the rows do
         return made[features_of(made)].to_numpy(dtype=np.float64)
 

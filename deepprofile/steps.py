@@ -79,17 +79,19 @@ class Roles:
         if self.controls is None:
             raise InputError(
                 "study.yaml names no controls to learn from; set controls to a query such as "
-                "\"Metadata_Compound == 'DMSO'\", or profiles.fit to all"
+                "\"Metadata_Compound == 'DMSO'\", or profiles.fit to all (of a table: --controls, or --fit all)"
             )
         return self.controls
 
     def resolved(self, step: Step) -> dict[str, Any]:
         """What `step` does, with the columns and the query that its words stand for; JSON values."""
         said = step.model_dump(mode="json")
+        if isinstance(step, Correct) and not step.batched:
+            del said["by"]
         if "by" in said:
             said["by"] = self.columns(said["by"])
         if "fit" in said:
-            said["fit"] = self.samples(said["fit"])
+            said["fit"] = self.samples("all" if isinstance(step, Correct) and step.method == "harmony" else said["fit"])
         if isinstance(step, Concatenate):
             said["made"] = fingerprint([self.root / step.table], self.root)
         return said
@@ -155,20 +157,21 @@ def _(step: Pca, profiles: pd.DataFrame, roles: Roles) -> pd.DataFrame:
 
 @run_step.register
 def _(step: Correct, profiles: pd.DataFrame, roles: Roles) -> pd.DataFrame:
-    batched = step.method in ("tvn", "combat", "harmony")
     return correction.correct(
         profiles,
         step.method,
         features=features_of(profiles),
         samples="all" if step.method == "harmony" else roles.samples(step.fit),
-        batch=roles.columns(step.by) if batched else (),
+        batch=roles.columns(step.by) if step.batched else (),
         n_components=step.components,
     )
 
 
 @run_step.register
 def _(step: Concatenate, profiles: pd.DataFrame, roles: Roles) -> pd.DataFrame:
-    return concatenate([profiles, roles.root / step.table], samples=roles.samples(step.fit))
+    return concatenate(
+        [profiles, roles.root / step.table], samples=roles.samples(step.fit), features=features_of(profiles)
+    )
 
 
 def _selected(step: Select, profiles: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str]]:

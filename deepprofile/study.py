@@ -583,6 +583,12 @@ class Study(Section):
         return self._profiled(**chosen, model=name, weights=None if untrained else weights)
 
     @property
+    def without_untrained(self) -> "Study":
+        """The study without the baseline of untrained weights, which has stages of its own."""
+        baselines = tuple(name for name in self.scores.baselines if name != "untrained")
+        return self.model_copy(update={"scores": self.scores.model_copy(update={"baselines": baselines})})
+
+    @property
     def recipe_sets(self) -> tuple["Study", ...]:
         """The study with each of its recipes alone."""
         return tuple(self.with_recipe(name) for name in self.profiles.recipes)

@@ -105,7 +105,7 @@ def run_sweep(study: Study, path: str | Path) -> Iterator[Done]:
             log.warning("sweep: %s is left out: %s", setting.name, error)
             failed.append((setting.name, str(error).splitlines()[0]))
     if len(failed) == len(settings):
-        raise InputError(f"sweep: none of {len(settings)} settings could be trained; first {failed[0][1]}")
+        raise InputError(f"sweep: none of {len(settings)} settings could be trained and scored; first {failed[0][1]}")
     yield Done("sweep", made, len(settings) - len(failed) - made, len(settings), "settings", tuple(failed))
 
 
@@ -115,7 +115,7 @@ def _stages(study: Study) -> Iterator[Done]:
     for features in study.feature_sets:
         for one in features.recipe_sets:
             for stage in (aggregate_wells, normalize_wells, consensus_profiles, score_profiles):
-                yield stage(one)
+                yield stage(one.without_untrained)
 
 
 def _put(settings: dict[str, Any], place: list[str], value: Any) -> None:

@@ -474,9 +474,7 @@ def profile_scores(study: Study, weights: Path, epoch: int) -> dict[str, float]:
     name = f"{study.profile.network}_{train_section(study).name}-epoch{epoch}"
     layer = study.profile.layers[0]
     chosen = study.profile.model_copy(update={"weights": str(weights), "model": name, "layer": layer})
-    baselines = tuple(name for name in study.scores.baselines if name != "untrained")  # which has stages of its own
-    scores = study.scores.model_copy(update={"baselines": baselines})
-    twin = study.with_recipe(study.profiles.recipes[0]).model_copy(update={"profile": chosen, "scores": scores})
+    twin = study.with_recipe(study.profiles.recipes[0]).without_untrained.model_copy(update={"profile": chosen})
     try:
         for stage in (profile_cells, aggregate_wells, normalize_wells, consensus_profiles, score_profiles):
             stage(twin)

@@ -11,8 +11,9 @@ import numpy.typing as npt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from cytominer_tools.columns import feature_columns, require_columns
+from cytominer_tools.columns import require_columns
 from cytominer_tools.errors import InputError
+from cytominer_tools.ledger import features_of
 from evaluation.curves import MatchRanks, enrichment_curve, hit_curve, match_ranks, precision_recall_curve
 from evaluation.figures import GREY, INK, STYLE
 from evaluation.metrics import Codes, Neighbours, TopPairs, sweep
@@ -90,7 +91,8 @@ def compare_runs(
     Parameters
     ----------
     runs : DataFrames by name, a row a profile
-        Each with the columns of `key`, of which no two rows are equal, and its own features. The label is that of the
+        Each with the columns of `key`, of which no two rows are equal, and its own features: all columns without
+        ``Metadata_``. The label is that of the
         first run that has one for the key.
     key : columns that name a profile, such as the compound and its concentration
     labels : column whose equal values should lie close together
@@ -189,7 +191,7 @@ def _aligned(
     directed = np.ones(len(common), dtype=bool)
     for run, table in keyed.items():
         part = table.loc[common]
-        tables[run] = finite_features(part, feature_columns(part, "infer")) if common else np.empty((0, 1))
+        tables[run] = finite_features(part, features_of(part)) if common else np.empty((0, 1))
         directed &= np.ptp(tables[run], axis=1) > 0 if len(common) else True
     steps.append(("no profile of zeros in any run", int(directed.sum())))
     label = pd.Series([known[name] for name in common], dtype=object)

@@ -225,6 +225,8 @@ def _stage(name: str, module: str, function: str, doc: str) -> None:
 
         of_table = {key: chosen.pop(key) for key in of_tables}
         if is_table(study) and name in TABLES:
+            if given := [f"--{key}" for key, value in {**chosen, "json": as_json}.items() if value]:
+                raise InputError(f"{', '.join(given)}: for a study, and {study} is a table of profiles; leave it out")
             run_table(name, study, of_table)
             return
         if given := [key for key, value in of_table.items() if value]:

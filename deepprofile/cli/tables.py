@@ -132,6 +132,7 @@ TABLES = {
         (
             click.option("--recipe", required=True, help="Built in, such as deep, or a .yaml file with steps."),
             _controls,
+            click.option("--fit", type=click.Choice(["controls", "all"]), help="The wells that steps learn from."),
             click.option("--batch", help="The column of the batch."),
             _many("--by", "by", "A column that names a treatment, such as Metadata_Compound", required=True),
             click.option("--output", "output_folder", type=click.Path(path_type=Path), help="The folder to write."),
