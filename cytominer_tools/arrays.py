@@ -223,7 +223,7 @@ def principal_axes(centered: Doubles) -> tuple[Doubles, Doubles]:
         last = bool((~sure).sum() <= null) or not sure.any()
         if not last:
             # an eigenvector of l is off by eps * top / l, which must stay under what counts as no spread at all
-            sure = values > max((4 / max(n, d)) ** 2 * values[0], least)
+            sure = values > max(min(0.5, (4 / max(n, d)) ** 2) * values[0], least)  # the largest at least
         if wide:
             new = (vectors[:, sure] / np.sqrt(values[sure])).T @ part
             if basis is not None:  # rounding leaves a little of the strong axes in weak ones

@@ -289,6 +289,10 @@ def _posterior(part: Doubles) -> tuple[Doubles, Doubles]:
     mean, variance = part.mean(axis=0), part.var(axis=0, ddof=1)
     prior_mean, prior_variance = mean.mean(), mean.var(ddof=1)
     m, s2 = variance.mean(), variance.var(ddof=1)
+    if m == 0:
+        raise InputError(
+            "the control rows of a batch are all equal, so that nothing is known of its scale; leave it out"
+        )
     if s2 == 0 or prior_variance == 0:  # all features alike: nothing to weigh against each other
         return mean, variance
     shape, rate = 2 + m**2 / s2, m + m**3 / s2  # of the inverse gamma distribution with this mean and variance

@@ -153,8 +153,14 @@ def _ingest(source: Path, database: Path, names: dict[str, str], column: str | N
             for name, (path, table) in _objects(folder, names, munge).items():
                 renamed = {one: f"{name}_{one}" for one in table.columns if one not in _NUMBERS}
                 _append(connection, name, table.rename(columns=renamed), number, path)
+        known = [row[1] for row in connection.execute("PRAGMA table_info(Image)")]
+        if lacking := [name for name in (column or PLATE, WELL) if name not in known]:
+            raise InputError(
+                f"{source}: the image tables have no column {lacking[0]}; `column` names that of the plate"
+            )
         if column is not None:
-            connection.execute(f"ALTER TABLE Image ADD COLUMN {PLATE} TEXT")
+            if PLATE not in known:
+                connection.execute(f"ALTER TABLE Image ADD COLUMN {PLATE} TEXT")
             connection.execute(f"UPDATE Image SET {PLATE} = {quoted(column)}")
         connection.execute(f"CREATE INDEX table_image ON Image({TABLE_NUMBER}, ImageNumber)")
         connection.execute(f"CREATE INDEX plate_well_image ON Image({PLATE}, {WELL})")
@@ -190,6 +196,8 @@ def _read(path: Path, header: int | list[int] = 0) -> pd.DataFrame:
 
 def _append(connection: sqlite3.Connection, name: str, table: pd.DataFrame, number: str, path: Path) -> None:
     table = pd.concat([pd.DataFrame({TABLE_NUMBER: [number] * len(table)}, index=table.index), table], axis=1)
+    if table.empty:  # its columns have no types, and would make text of what comes after
+        return
     try:
         table.to_sql(name, connection, if_exists="append", index=False)
     except (sqlite3.Error, pd.errors.DatabaseError) as error:

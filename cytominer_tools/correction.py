@@ -173,5 +173,5 @@ def _labels(profiles: pd.DataFrame, columns: list[str]) -> pd.Series:
     """The values of `columns` of each row as one text; missing where one of them is."""
     labels = profiles[columns[0]].astype(object)
     for name in columns[1:]:
-        labels = labels.astype(str) + " " + profiles[name].astype(str)
+        labels = labels.astype(str) + "\x1f" + profiles[name].astype(str)
     return labels.where(profiles[columns].notna().all(axis=1))

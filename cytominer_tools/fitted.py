@@ -3,6 +3,7 @@
 import io
 import json
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +86,12 @@ def load_transformer(path: str | Path) -> Any:
         raise InputError(f"{path}: no such file") from None
     except InputError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, OSError, EOFError, RuntimeError, *_ZIP) as error:
         raise InputError(f"{path}: not a fitted transformer; write it with save_transformer") from error
+
+
+# a damaged member can name a compression that there is not, and nested lists can be deeper than Python goes
+_ZIP = (zipfile.BadZipFile, zlib.error)
 
 
 def _packed(value: Any, arrays: dict[str, Any]) -> Any:

@@ -113,9 +113,9 @@ def plate_shape(rows: Codes, columns: Codes) -> tuple[int, int]:
     raise InputError(f"row {last[0] + 1}, column {last[1] + 1}: no plate of up to 1536 wells has that well")
 
 
-def on_edge(rows: Codes, columns: Codes) -> npt.NDArray[np.bool_]:
-    """Which places are in the outermost ring of their plate."""
-    n_rows, n_columns = plate_shape(rows, columns)
+def on_edge(rows: Codes, columns: Codes, shape: tuple[int, int]) -> npt.NDArray[np.bool_]:
+    """Which places are in the outermost ring of a plate of `shape`."""
+    n_rows, n_columns = shape
     found: npt.NDArray[np.bool_] = (rows == 0) | (columns == 0) | (rows == n_rows - 1) | (columns == n_columns - 1)
     return found
 

@@ -1,13 +1,14 @@
 """Which wells, sites and plates to look at before a screen is believed."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from cytominer_tools import arrays, layouts
 from cytominer_tools.arrays import Codes
-from cytominer_tools.columns import COUNT, PLATE, WELL, require_columns, well_place
+from cytominer_tools.columns import COUNT, PLATE, WELL, require_columns, well_name, well_place
 from cytominer_tools.errors import InputError
 from cytominer_tools.frames import Features, group_codes, names, profile_features, reference_rows, values
 
@@ -158,10 +159,11 @@ def position_effects(
     tested = profiles[reference_rows(profiles, samples)]
     rows, places = values(tested, chosen), _places(tested[well])
     codes = group_codes(tested, by) if by else np.zeros(len(tested), dtype=np.int64)
+    shape = layouts.plate_shape(*_places(profiles[well]).T)  # wells that are not tested say how large plates are
     found = []
     for which in arrays.members(codes):
         row, column = places[which].T
-        kinds = {"edge": layouts.on_edge(row, column).astype(np.int64), "row": row, "column": column}
+        kinds = {"edge": layouts.on_edge(row, column, shape).astype(np.int64), "row": row, "column": column}
         key = tested[by].iloc[which].iloc[0].to_dict()
         for effect in EFFECTS:
             _, kind = np.unique(kinds[effect], return_inverse=True)
@@ -224,10 +226,18 @@ def missing_wells(
     require_columns(profiles, [plate, right], "profiles")
     parts = []
     for name, part in profiles.groupby(plate, sort=True, observed=True):
-        absent = platemap[~platemap[left].isin(part[right])].rename(columns={left: right})
+        absent = platemap[~platemap[left].map(_spelled).isin(part[right].map(_spelled))].rename(columns={left: right})
         parts.append(pd.concat([pd.Series(name, absent.index, name=plate), absent], axis=1))
     columns = [plate, *platemap.rename(columns={left: right}).columns]
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+
+
+def _spelled(well: Any) -> Any:
+    """The name of a well as others write it too: A01 for a1."""
+    try:
+        return well_name(str(well))
+    except InputError:
+        return str(well)
 
 
 def _places(wells: pd.Series) -> Codes:

@@ -18,7 +18,7 @@ from cytominer_tools.queries import select
 from cytominer_tools.tables import read_table, write_table
 from deepprofile.crop_store import Crops
 from deepprofile.problems import named
-from deepprofile.profiles import CONSENSUS, read_profiles
+from deepprofile.profiles import CONSENSUS
 from deepprofile.study import Study
 from evaluation.figures import STYLE
 from evaluation.neighbours import class_calls, nearest_profiles, target_ranks, unrelated_similarities
@@ -108,9 +108,12 @@ def find_neighbours(
     InputError
         There are no consensus profiles, no such treatment, or a file lacks features of the study.
     """
+    path = study.profiles_folder / CONSENSUS
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; run `deepprofile consensus`")
     if targets is not None and among is None:
         raise InputError("--targets: say with --among where the profiles of the genes are")
-    _, table = read_profiles(study, CONSENSUS, "deepprofile consensus")
+    table = read_table(path)
     if study.controls is not None:  # no treatment; the median of some is where spherizing puts zero
         table = table[~select(table, study.controls)].reset_index(drop=True)
     features = features_of(table)

@@ -142,6 +142,7 @@ def compare_runs(
         values = dict(zip(SCORES, (one.odds_ratio, _mean(one.precision), _mean(one.average)), strict=True))
         for score, value in values.items():
             low, high = _ends(drawn[run][score], level) if np.isfinite(value) else (np.nan, np.nan)
+            low, high = min(low, value), max(high, value)  # draws count half a pair more than the value
             row |= {score: value, f"{score}_low": low, f"{score}_high": high}
         rows.append(row | {"reason": one.reason})
     pairs = [
@@ -293,7 +294,7 @@ def _paired(
         row: dict[str, Any] = {"score": score, "run": run, "against": against}
         if score == "enrichment":
             change = draws[score] / against_draws[score]
-            row |= {"difference": one.odds_ratio / other.odds_ratio, "test": "ratio, classes redrawn"}
+            row |= {"difference": _ratio(one.odds_ratio, other.odds_ratio), "test": "ratio, classes redrawn"}
             defined = np.isfinite(row["difference"])
             # the share of draws on the other side of 1, both ways
             tail = 1 + min(int((change <= 1).sum()), int((change >= 1).sum()))
@@ -309,6 +310,10 @@ def _paired(
         low, high = _ends(change, level) if defined else (np.nan, np.nan)
         rows.append(row | {"low": low, "high": high, "p": p if defined else np.nan})
     return rows
+
+
+def _ratio(one: float, other: float) -> float:
+    return one / other if other > 0 else np.nan
 
 
 def _curves(one: _Scored, codes: Codes, exclude: Codes) -> dict[str, pd.DataFrame]:

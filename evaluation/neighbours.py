@@ -205,11 +205,13 @@ def target_ranks(similarity: npt.ArrayLike, targets: npt.ArrayLike) -> pd.DataFr
     Raises
     ------
     InputError
-        Shapes differ.
+        Shapes differ, or a similarity is not finite.
     """
     values, known = np.asarray(similarity, dtype=np.float64), np.asarray(targets, dtype=bool)
     if values.shape != known.shape or values.ndim != 2:
         raise InputError(f"similarity of shape {values.shape} and targets of {known.shape}: expected the same, 2-d")
+    if not np.isfinite(values).all():
+        raise InputError("similarity: a value is missing or infinite; leave out profiles that have none")
     rows = []
     for at in np.flatnonzero(known.any(axis=1)):
         best = values[at, known[at]].max()

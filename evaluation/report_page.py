@@ -206,10 +206,12 @@ def _scores(results: Sequence[Result], seed: int) -> tuple[str, str, str]:
     for result in results:
         for row in (result.scores if result.scores is not None else pd.DataFrame()).to_dict("records"):
             level = str(row.get("profiles", ""))
-            what = f"{level} by {short(str(row['labels']))}".strip()
+            across = row.get("across")
+            beyond = short(across) if isinstance(across, str) and across else ""
+            what = f"{level} by {short(str(row['labels']))}{f', across {beyond}' if beyond else ''}".strip()
             name = f"{result.name}: {what}" if len(results) > 1 else what
             low, high = row.get("low", np.nan), row.get("high", np.nan)
-            if row["score"] == "precision_at_r" and level in result.queries and pd.isna(low):
+            if row["score"] == "precision_at_r" and level in result.queries and not beyond and pd.isna(low):
                 found = score_intervals(result.queries[level], seed=seed)
                 low, high = found.low, found.high
             value = row["value"]

@@ -138,3 +138,19 @@ def test_tables_have_the_names_of_cytominer_database(tmp_path):
         assert names == ["TableNumber", "ImageNumber", "ObjectNumber", "Nuclei_AreaShape_Area"]
         names = [row[1] for row in connection.execute("pragma table_info(Image)")]
         assert names[:3] == ["TableNumber", "ImageNumber", "Metadata_Plate"]
+
+
+def test_a_first_site_without_cells_makes_no_text_of_the_others(tmp_path):
+    config = workspace(tmp_path)
+    folder = tmp_path / "analysis" / "b" / "p" / "analysis" / "p-A01-1"
+    for name in COMPARTMENTS:
+        pd.read_csv(folder / f"{name}.csv").iloc[:0].to_csv(folder / f"{name}.csv", index=False)
+    collate("b", config, "p", tmp_path, tmp_dir=tmp_path / "tmp", image_feature_categories=["Texture"])
+    found = pd.read_csv(tmp_path / "backend/b/p/p.csv").set_index("Metadata_Well")
+    assert found.loc["A02", "Metadata_Object_Count"] == 2
+    assert np.isfinite(found.loc["A02", "Cells_AreaShape_Area"])
+
+
+def test_a_column_that_names_no_plate_is_refused(tmp_path):
+    with pytest.raises(InputError, match="the image tables have no column Metadata_Nope; `column` names that of the"):
+        collate("b", workspace(tmp_path), "p", tmp_path, tmp_dir=tmp_path / "tmp", column="Metadata_Nope")

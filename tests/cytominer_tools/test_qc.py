@@ -113,7 +113,7 @@ def test_map_of_a_plate():
 
 def test_places():
     assert plate_shape(np.array([0, 15]), np.array([0, 3])) == (16, 24)
-    assert on_edge(np.array([0, 1, 7, 3]), np.array([3, 3, 3, 11])).tolist() == [True, False, True, True]
+    assert on_edge(np.array([0, 1, 7, 3]), np.array([3, 3, 3, 11]), (8, 12)).tolist() == [True, False, True, True]
     assert well_place("AA1") == (26, 0)
 
 
@@ -156,3 +156,19 @@ def test_missing_wells_are_named():
 def test_refuses(call, words):
     with pytest.raises(InputError, match=words):
         call(plates())
+
+
+def test_wells_that_are_not_tested_say_how_large_the_plate_is():
+    """Controls in the middle of a plate of 96 are none of a plate of 48's edge."""
+    rng = np.random.default_rng(0)
+    wells = [f"{letter}{number:02}" for letter in "ABCDEFGH" for number in range(1, 13)]
+    table = pd.DataFrame({"Metadata_Plate": "p", "Metadata_Well": wells, "f": rng.normal(size=96)})
+    table["Metadata_T"] = ["DMSO" if w[0] in "CDEF" and w[1:] in ("03", "04") else "x" for w in wells]
+    found = position_effects(table, rng=rng, samples="Metadata_T == 'DMSO'", features=["f"])
+    assert found.set_index("effect")["p"].isna().to_dict() == {"edge": True, "row": False, "column": False}
+
+
+def test_a_well_is_there_however_it_is_spelled():
+    table = pd.DataFrame({"Metadata_Plate": ["p"], "Metadata_Well": ["A01"]})
+    platemap = pd.DataFrame({"Metadata_well_position": ["a1", "A02"]})
+    assert missing_wells(table, platemap)["Metadata_Well"].tolist() == ["A02"]

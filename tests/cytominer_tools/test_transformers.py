@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from sklearn.base import clone
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
+from cytominer_tools import arrays
 from cytominer_tools.errors import InputError, ProfileWarning
 from cytominer_tools.transformers import InverseNormalTransform, Robustize, RobustMAD, Spherize, Standardize
 
@@ -252,3 +253,16 @@ def test_quantiles_of_many_rows_are_the_same_each_time():
     scores = [InverseNormalTransform(random_state=0).fit_transform(x) for _ in range(2)]
     np.testing.assert_array_equal(*scores)
     assert InverseNormalTransform().fit(x[:50]).n_quantiles_ == 50
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (3, 2), (4, 2), (2, 4), (3, 3)])
+def test_components_of_a_few_rows_are_those_of_an_svd(shape):
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=shape)
+    rows[:, -1] = rows[:, 0]  # a feature that depends on another
+    rows -= rows.mean(axis=0)
+    values, axes = arrays.principal_axes(rows)
+    expected = np.linalg.svd(rows, compute_uv=False) ** 2 / (len(rows) - 1)
+    np.testing.assert_allclose(values, expected[: len(values)], rtol=1e-6)
+    assert (expected[len(values) :] < 1e-12).all()
+    np.testing.assert_allclose(axes @ axes.T, np.eye(len(axes)), atol=1e-9)

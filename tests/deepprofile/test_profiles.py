@@ -100,12 +100,12 @@ def test_tables_say_what_was_done_to_them(finished):
 
 
 @pytest.mark.filterwarnings("ignore:correlation_threshold")
-def test_the_reason_why_a_feature_is_dropped_stays_with_the_table(finished):
+def test_the_reason_why_a_feature_is_dropped_stays_with_the_table(done):
     steps = [{"select": {"operation": "correlation_threshold", "corr_threshold": 0.1}}, "consensus"]
-    study = configure(finished.root, recipes={"few": steps}, profiles={"recipe": "few"})
+    study = configure(done.root, recipes={"few": steps}, profiles={"recipe": "few"})
     aggregate_wells(study)
     normalize_wells(study)
-    _, told = read_ledger(study.profiles_folder / "selected.parquet")
+    *_, told = read_ledger(study.profiles_folder / "selected.parquet")
     assert (told["step"], told["settings"]["corr_threshold"]) == ("select", 0.1)
     assert len(told["dropped"]) == told["features"][0] - told["features"][1] > 0
     assert all(reason.startswith("correlation_threshold: ") for reason in told["dropped"].values())

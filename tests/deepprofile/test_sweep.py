@@ -85,7 +85,7 @@ def test_a_setting_that_fails_is_left_out(study):
     assert "picks none of" in last.skipped[0][1]
     assert (last.made, last.rows) == (1, 2)
     alone = grid(study, "train.select: [\"Metadata_Compound == 'none'\"]\n")
-    with pytest.raises(InputError, match=r"none of 1 settings could be trained; first train\.select"):
+    with pytest.raises(InputError, match=r"none of 1 settings could be trained and scored; first train\.select"):
         list(run_sweep(study, alone))
 
 

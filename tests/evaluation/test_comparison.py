@@ -150,3 +150,15 @@ def test_too_few_pairs_for_enrichment_is_nan_with_the_reason():
     got = compare({"a": run(1, n=10, classes=5)}, percentile=99.5).table.iloc[0]
     assert np.isnan(got[["enrichment", "enrichment_low"]].astype(float)).all()
     assert "45 pairs" in got["reason"]
+
+
+def test_a_run_without_any_match_on_top_has_a_value_in_its_interval():
+    rng = np.random.default_rng(0)
+    labels = [f"m{i % 10}" for i in range(40)]
+    good = np.repeat(np.eye(10), 4, axis=0)[np.argsort(np.argsort(np.arange(40) % 10, kind="stable"))]
+    runs = {}
+    for name, X in (("bad", rng.normal(size=(40, 12))), ("good", good + 0.01 * rng.normal(size=good.shape))):
+        runs[name] = pd.DataFrame(X).add_prefix("f").assign(Metadata_Compound=range(40), Metadata_MOA=labels)
+    table = compare_runs(runs, key=["Metadata_Compound"], labels="Metadata_MOA", draws=50).table
+    known = table[table["enrichment"].notna()]
+    assert ((known["enrichment_low"] <= known["enrichment"]) & (known["enrichment"] <= known["enrichment_high"])).all()
