@@ -91,8 +91,8 @@ def compare_runs(
     Parameters
     ----------
     runs : DataFrames by name, a row a profile
-        Each with the columns of `key`, of which no two rows are equal, and its own features: all columns without
-        ``Metadata_``. The label is that of the
+        Each with the columns of `key`, of which no two rows are equal, and its own features: the other columns
+        of numbers without ``Metadata_``. The label is that of the
         first run that has one for the key.
     key : columns that name a profile, such as the compound and its concentration
     labels : column whose equal values should lie close together
@@ -192,7 +192,7 @@ def _aligned(
     directed = np.ones(len(common), dtype=bool)
     for run, table in keyed.items():
         part = table.loc[common]
-        tables[run] = finite_features(part, features_of(part)) if common else np.empty((0, 1))
+        tables[run] = finite_features(part, _numbers(part, [*key, labels, *exclude])) if common else np.empty((0, 1))
         directed &= np.ptp(tables[run], axis=1) > 0 if len(common) else True
     steps.append(("no profile of zeros in any run", int(directed.sum())))
     label = pd.Series([known[name] for name in common], dtype=object)
@@ -206,6 +206,13 @@ def _aligned(
     meta = meta.reset_index(drop=True)
     meta[labels] = label.iloc[kept].reset_index(drop=True)
     return {run: X[kept] for run, X in tables.items()}, meta, pd.DataFrame(steps, columns=["rule", "rows_left"])
+
+
+def _numbers(table: pd.DataFrame, known: list[str]) -> list[str]:
+    """The features of a table: its columns of numbers without ``Metadata_`` that have no other role."""
+    return [
+        name for name in features_of(table) if name not in known and pd.api.types.is_numeric_dtype(table[name].dtype)
+    ]
 
 
 def _texts(table: pd.DataFrame, key: list[str]) -> list[str]:
