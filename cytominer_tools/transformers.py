@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from abc import ABC, abstractmethod
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -24,7 +25,7 @@ FEW_CONTROLS = 16
 _NEGLIGIBLE = 1e-6  # an epsilon below only keeps a division from failing
 
 
-class _Scaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
+class _Scaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator, ABC):
     """(x - center_) / scale_, feature by feature, learnt on control rows.
 
     Missing values are left out of what is learnt and stay missing; infinite ones are an error.
@@ -75,12 +76,13 @@ class _Scaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         checked: Floats = X
         return checked
 
+    @abstractmethod
     def _learn(self, reference: Floats) -> None:
-        raise NotImplementedError
+        """Learn from the rows of the controls."""
 
+    @abstractmethod
     def _take(self, center: arrays.Doubles, spread: arrays.Doubles) -> None:
         """Learn from the statistics of the controls, which may be too many for memory."""
-        raise NotImplementedError
 
     def _apply(self, X: Floats) -> Floats:
         return arrays.scaled(X, self.center_, self.scale_)
