@@ -1,6 +1,6 @@
 """Arithmetic on arrays: centre and spread, spherizing, rows by group. Shapes only; names of columns are for frames."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Literal
 
@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cytominer_tools.errors import InputError
+from cytominer_tools.threads import each, shares
 
 Floats = npt.NDArray[np.floating]
 Doubles = npt.NDArray[np.float64]
@@ -16,7 +17,11 @@ Codes = npt.NDArray[np.integer]
 TRIM = 10  # one part in this many goes at each end
 
 _BLOCK = 2**23  # values of float64 in work at once, 64 MB
+_MANY_FEATURES = 32  # for a thread of their own
 _FEW = 16  # rows added in float32 before they go on in float64
+_ROWS = 256  # at once at least, or products read the matrix more often than they use it
+_SMALL_BLOCK = 2**20  # values at once that pass several times
+_EVEN = 1e3  # gains within this factor
 _STEEP = 1e-9  # of eigenvalues: below, those of a Gram matrix in float64 have less than seven digits
 
 
@@ -324,7 +329,9 @@ def epsilon_gains(
 def spherize(rows: Floats, mean: Doubles, scale: Doubles, axes: Doubles, gains: Doubles, rest: float) -> Floats:
     """Centre and scale `rows`, then stretch them by `gains` along `axes` and by `rest` elsewhere (ZCA: no rotation).
 
-    Two thin products of 2 * n * n_features * rank operations each, in blocks of rows in double precision.
+    Two thin products of 2 * n * n_features * rank operations each, or one of 2 * n * n_features ** 2 where the axes
+    span everything, in blocks of rows. In double precision, but for float32 rows that no gain tells from their rounding:
+    where gains differ by less than `_EVEN`, products in float32 change a result by less than 1e-4 of its size.
 
     Parameters
     ----------
@@ -339,10 +346,30 @@ def spherize(rows: Floats, mean: Doubles, scale: Doubles, axes: Doubles, gains: 
     float array, shape (n, n_features), dtype of `rows`
         Dimensionless; where `scale` is 1 and the ridge tiny too.
     """
+    n, d = rows.shape
+    all_gains = np.append(gains, rest) if rest else gains
+    even = rows.dtype == np.float32 and all_gains.max() < _EVEN * all_gains.min()
+    axes = axes.astype(np.float32) if even else axes
+    whole = ((axes.T * gains.astype(axes.dtype)) @ axes) if not rest and n > d else None
+    step = max(_ROWS, _SMALL_BLOCK // max(1, d))
     out = np.empty(rows.shape, dtype=rows.dtype)
-    for block, target in zip(_blocks(rows), _blocks(out), strict=True):
-        scaled = (block - mean) / scale
-        target[:] = rest * scaled + ((scaled @ axes.T) * (gains - rest)) @ axes
+    order: Literal["C", "F"] = "F" if rows.flags.f_contiguous else "C"  # a frame's columns lie in one piece
+    away, scaled = np.empty((step, d), order=order), np.empty((step, d), axes.dtype, order)
+    along, product = np.empty((step, len(axes)), axes.dtype), np.empty((step, d), axes.dtype)
+    for start in range(0, n, step):
+        block, target = rows[start : start + step], out[start : start + step]
+        double, one, turned = away[: len(block)], scaled[: len(block)], along[: len(block)]
+        np.subtract(block, mean, out=double)
+        np.divide(double, scale, out=one, casting="same_kind")
+        if whole is not None:
+            np.matmul(one, whole, out=product[: len(block)])
+            target[:] = product[: len(block)]
+            continue
+        np.matmul(one, axes.T, out=turned)
+        turned *= (gains - rest).astype(axes.dtype)
+        np.matmul(turned, axes, out=product[: len(block)])
+        one *= rest
+        np.add(product[: len(block)], one, out=target, casting="same_kind")
     return out
 
 
@@ -373,18 +400,14 @@ def group_median(rows: Floats, codes: Codes) -> Floats:
     -------
     float array, shape (n_groups, n_features), dtype of `rows`
     """
-    out = np.empty((_n_groups(codes), rows.shape[1]), dtype=rows.dtype)
-    for group, which in enumerate(members(codes)):
-        start = 0
-        # features first and contiguous: partitioning along the last axis is many times faster
-        for block in _columns(rows[which]):
-            n, half = block.shape[1], block.shape[1] // 2
-            block.partition(half, axis=1)
-            middle = block[:, half]
-            # the two middle values are halved before they are added, so that large ones do not overflow
-            whole = middle if n % 2 else 0.5 * block[:, :half].max(axis=1) + 0.5 * middle
-            out[group, start : (start := start + len(block))] = whole
-    return out
+    def median(block: Floats) -> Floats:
+        n, half = block.shape[1], block.shape[1] // 2
+        block.partition(half, axis=1)
+        middle = block[:, half]
+        # the two middle values are halved before they are added, so that large ones do not overflow
+        return middle if n % 2 else 0.5 * block[:, :half].max(axis=1) + 0.5 * middle
+
+    return _by_group(rows, codes, median)
 
 
 def group_mean(rows: Floats, codes: Codes) -> Floats:
@@ -418,16 +441,29 @@ def group_trimmed_mean(rows: Floats, codes: Codes) -> Floats:
     ----------
     Tukey & McLaughlin 1963, Sankhya A 25, 331; a tenth is what scipy.stats.trim_mean is usually called with.
     """
+    def mean(block: Floats) -> Floats:
+        n = block.shape[1]
+        cut = n // TRIM
+        if cut:
+            block.partition((cut, n - cut - 1), axis=1)
+        return block[:, cut : n - cut].mean(axis=1, dtype=np.float64)
+
+    return _by_group(rows, codes, mean)
+
+
+def _by_group(rows: Floats, codes: Codes, reduce: Callable[[Floats], Floats]) -> Floats:
+    """One row a group. `reduce` gets some features of a group, which it may reorder, shape (n_some, n_rows)."""
     out = np.empty((_n_groups(codes), rows.shape[1]), dtype=rows.dtype)
-    for group, which in enumerate(members(codes)):
-        start = 0
-        for block in _columns(rows[which]):
-            n = block.shape[1]
-            cut = n // TRIM
-            if cut:
-                block.partition((cut, n - cut - 1), axis=1)
-            mean = block[:, cut : n - cut].mean(axis=1, dtype=np.float64)
-            out[group, start : (start := start + len(block))] = mean
+    groups = list(members(codes))
+
+    def some(features: slice) -> None:
+        for group, which in enumerate(groups):
+            start = features.start
+            # features first and contiguous: partitioning along the last axis is many times faster
+            for block in _columns(rows[which, features]):
+                out[group, start : (start := start + len(block))] = reduce(block)
+
+    each(some, shares(rows.shape[1], _MANY_FEATURES))
     return out
 
 

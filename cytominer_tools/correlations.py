@@ -10,6 +10,7 @@ from scipy.stats import rankdata
 
 from cytominer_tools.arrays import Codes, Doubles, Floats
 from cytominer_tools.errors import InputError
+from cytominer_tools.threads import each, shares
 
 Method = Literal["pearson", "spearman", "kendall"]
 METHODS = ("pearson", "spearman", "kendall")
@@ -122,27 +123,29 @@ class _Columns:
         self.sums = np.zeros(d)
         # sums of squares over fewer rows lose digits that the norm of 1 does not
         self.close = 10 * _CLOSE if holes.any() else _CLOSE
-        for start in range(0, d, _BLOCK):
-            cols = slice(start, start + _BLOCK)
-            part = rows[:, cols].astype(np.float64)
-            if holes[cols].any():
-                part[~np.isfinite(part)] = np.nan
-                count = np.maximum((~np.isnan(part)).sum(axis=0), 1)
-                mean = np.nansum(part, axis=0) / count
-                part = np.nan_to_num(part - mean, nan=0.0)
-            else:
-                count, mean = np.array(n), part.mean(axis=0)
-                part -= mean
-            norm = np.sqrt(np.einsum("ij,ij->j", part, part))
-            norm[norm <= 8 * np.finfo(np.float64).eps * np.abs(mean) * np.sqrt(count)] = 0
-            self.center[cols], self.norm[cols] = mean, norm
-            self.unit[:, cols] = np.divide(part, norm, out=np.zeros_like(part), where=norm > 0)
+        each(self._standardize, [slice(start, start + _BLOCK) for start in range(0, d, _BLOCK)])
         missing = ~np.isfinite(rows[:, holes])
         some = missing.any(axis=1)  # only in these rows anything differs from complete columns
         self.missing, self.incomplete = missing[some].astype(np.float32), self.unit[some]
         self.lost = np.zeros(d, dtype=np.float32)
         self.lost[holes] = missing.sum(axis=0)
         self.place = np.cumsum(holes) - 1  # of a column with holes among `missing`
+
+    def _standardize(self, cols: slice) -> None:
+        """Fill `unit` of some columns, their centres and norms."""
+        part = self.rows[:, cols].astype(np.float64)
+        if self.holes[cols].any():
+            part[~np.isfinite(part)] = np.nan
+            count = np.maximum((~np.isnan(part)).sum(axis=0), 1)
+            mean = np.nansum(part, axis=0) / count
+            part = np.nan_to_num(part - mean, nan=0.0)
+        else:
+            count, mean = np.array(len(part)), part.mean(axis=0)
+            part -= mean
+        norm = np.sqrt(np.einsum("ij,ij->j", part, part))
+        norm[norm <= 8 * np.finfo(np.float64).eps * np.abs(mean) * np.sqrt(count)] = 0
+        self.center[cols], self.norm[cols] = mean, norm
+        self.unit[:, cols] = np.divide(part, norm, out=np.zeros_like(part), where=norm > 0)
 
     def block(self, start: int, threshold: float) -> tuple[Codes, Codes, Doubles]:
         """Pairs of columns `start` .. `start` + _BLOCK with earlier ones; adds to the sums of both."""
@@ -295,19 +298,25 @@ def weighted_replicates(
     float64 array, shape (n_groups, n_features)
     """
     out = np.empty((len(members), rows.shape[1]))
-    holed = np.isnan(rows.min(axis=1, initial=np.inf)) if rows.shape[1] else np.zeros(len(rows), dtype=bool)
-    for group, which in enumerate(members):
-        part = rows[which].astype(np.float64)
-        if len(part) == 1:
-            out[group] = np.nan_to_num(part[0], nan=0.0)
-            continue
-        if holed[which].any() or method == "kendall":
-            correlations = pd.DataFrame(part.T).corr(method=method).to_numpy()
-        else:
-            correlations = _row_correlations(ranks(part) if method == "spearman" else part)
-        weights = replicate_weights(correlations, min_weight, precision)
-        out[group] = np.nan_to_num(weights, nan=0.0) @ np.nan_to_num(part, nan=0.0)
+
+    def some(groups: slice) -> None:
+        for group in range(groups.start, groups.stop):
+            out[group] = _weighted(rows[members[group]], method, min_weight, precision)
+
+    each(some, shares(len(members)))
     return out
+
+
+def _weighted(rows: Floats, method: Method, min_weight: float, precision: int) -> Doubles:
+    part = rows.astype(np.float64)
+    if len(part) == 1:
+        return np.nan_to_num(part[0], nan=0.0)
+    if method == "kendall" or np.isnan(part.min(initial=np.inf)):
+        correlations = pd.DataFrame(part.T).corr(method=method).to_numpy()
+    else:
+        correlations = _row_correlations(ranks(part) if method == "spearman" else part)
+    weights = replicate_weights(correlations, min_weight, precision)
+    return np.nan_to_num(weights, nan=0.0) @ np.nan_to_num(part, nan=0.0)
 
 
 def _row_correlations(rows: Doubles) -> Doubles:

@@ -15,9 +15,10 @@ from cytominer_tools.errors import InputError, ProfileWarning
 from cytominer_tools.files import safe_name
 from cytominer_tools.frames import with_features
 from cytominer_tools.normalization import normalize
-from cytominer_tools.npz import load_npz_features, load_npz_locations, read_npz, site_features
+from cytominer_tools.npz import SiteMetadata, load_npz_features, load_npz_locations, read_npz, site_features
 from cytominer_tools.output import output
 from cytominer_tools.tables import read_table, write_table
+from cytominer_tools.threads import each
 
 LEVELS = ("site", "well", "plate")
 LOCATION = ("Location_Center_X", "Location_Center_Y")
@@ -201,13 +202,10 @@ class AggregateDeepProfiler:
     ) -> tuple[arrays.Doubles, dict[str, str], list[str]] | None:
         """The profile, the shared metadata and the feature names of the files of a group; None where there are none."""
         parts, metadata = [], []
-        for path in paths:
-            try:
-                values, cells = site_features(path, read_npz(Path(path), ("features", "metadata")))
-            except FileNotFoundError:
+        for path, found in zip(paths, each(_site, paths), strict=True):
+            if found is None or len(found[0]) == 0:
                 continue
-            if len(values) == 0:
-                continue
+            values, cells = found
             names = [f"{cells.prefix}_{i}" for i in range(values.shape[1])]
             if columns and names != columns:
                 raise InputError(
@@ -227,6 +225,14 @@ class AggregateDeepProfiler:
         }
         profile = reduced(rows, np.zeros(len(rows), dtype=np.int64), self.aggregate_operation)
         return profile.astype(np.float64), shared, columns
+
+
+def _site(path: PurePath) -> tuple[arrays.Floats, SiteMetadata] | None:
+    """The features of a file and what it says of its cells; None where there is no file."""
+    try:
+        return site_features(path, read_npz(Path(path), ("features", "metadata")))
+    except FileNotFoundError:
+        return None
 
 
 class SingleCellDeepProfiler:

@@ -123,5 +123,6 @@ def names(columns: str | Sequence[str]) -> list[str]:
 
 
 def with_features(others: pd.DataFrame, features: Floats | Doubles, columns: Sequence[str]) -> pd.DataFrame:
-    """`others`, and to the right of it the features, on its index."""
-    return pd.concat([others, pd.DataFrame(features, index=others.index, columns=list(columns))], axis=1)
+    """`others`, and to the right of it the features, on its index; not a copy of them."""
+    table = pd.DataFrame(features, index=others.index, columns=list(columns), copy=False)
+    return pd.concat([others, table], axis=1)

@@ -171,7 +171,7 @@ def _by_group(
                 flat = np.flatnonzero(fitted.zero_)
                 zero[flat] |= (np.isnan(out[which][:, flat]) & ~np.isnan(part[:, flat])).any(axis=0)
         elif isinstance(fitted, Spherize):  # it names the features that it cannot scale
-            named = pd.DataFrame(part, columns=chosen)
+            named = pd.DataFrame(part, columns=chosen, copy=False)
             out[which] = fitted.fit(named, control=reference[which]).transform(named)
         else:
             out[which] = fitted.fit(part, control=reference[which]).transform(part)

@@ -501,7 +501,7 @@ def _like(X: Any, out: Any, names: Any) -> Any:
     """`out` as a frame on the index of `X` where that is a frame and `out` is not one by `set_output` already."""
     if not isinstance(X, pd.DataFrame) or isinstance(out, pd.DataFrame):
         return out
-    return pd.DataFrame(out, index=X.index, columns=X.columns if names is None else names)
+    return pd.DataFrame(out, index=X.index, columns=X.columns if names is None else names, copy=False)
 
 
 def _some_names(fitted: Any, which: npt.NDArray[np.bool_]) -> str:
