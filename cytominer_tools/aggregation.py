@@ -14,7 +14,16 @@ from cytominer_tools.columns import PLATE, WELL, require_columns
 from cytominer_tools.compat import as_peer
 from cytominer_tools.correlations import check_correlation_method, weighted_replicates
 from cytominer_tools.errors import InputError, ProfileWarning
-from cytominer_tools.frames import Features, group_codes, names, profile_features, require_names, values, with_features
+from cytominer_tools.frames import (
+    Features,
+    features_beside,
+    group_codes,
+    names,
+    profile_features,
+    require_names,
+    values,
+    with_features,
+)
 from cytominer_tools.loading import load_profiles
 from cytominer_tools.output import write_to_file_if_user_specifies_output_details
 
@@ -27,7 +36,7 @@ SPREADS = ("mad", "covariance")
 OBJECT_COUNT = "Metadata_Object_Count"
 
 _MOST = 100_000  # columns of covariances
-_OBJECT_NUMBERS = ("ImageNumber", "ObjectNumber")  # numeric, but no feature
+OBJECT_NUMBERS = ("ImageNumber", "ObjectNumber")  # numeric, but no feature
 _MODZ: dict[str, Any] = {"method": "spearman", "min_weight": 0.01, "precision": 4}
 
 
@@ -105,12 +114,8 @@ def aggregate(
     operation = check_aggregate_operation(operation)
     if subset_data_df is not None:
         population_df = _subset(population_df, subset_data_df)
-    chosen = profile_features(population_df, features, image_features=image_features)
-    chosen = [name for name in chosen if name not in _OBJECT_NUMBERS]
-    if features == "infer":
-        chosen = [name for name in chosen if name not in (*strata, *keep)]
-    if twice := set(chosen) & {*strata, *keep}:
-        raise InputError(f"both a feature and a key: {', '.join(sorted(twice))}; leave it out of features=")
+    chosen = features_beside(population_df, features, [*strata, *keep], image_features=image_features)
+    chosen = [name for name in chosen if name not in OBJECT_NUMBERS]
 
     codes = group_codes(population_df, strata)
     _, first = np.unique(codes, return_index=True)
@@ -124,7 +129,7 @@ def aggregate(
     keys = population_df[[*strata, *keep]].iloc[first].reset_index(drop=True)
     if compute_object_count:
         keys.insert(len(strata), OBJECT_COUNT, _counts(population_df, object_feature, strata, codes, peer))
-    keys = keys.drop(columns=[name for name in strata if name in _OBJECT_NUMBERS])
+    keys = keys.drop(columns=[name for name in strata if name in OBJECT_NUMBERS])
     return with_features(keys, np.concatenate(found, axis=1, dtype=rows.dtype, casting="same_kind"), columns)
 
 

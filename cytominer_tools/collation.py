@@ -60,7 +60,9 @@ def collate(
     """Make BASE/backend/BATCH/PLATE/PLATE.sqlite of the CSV files of a plate, and PLATE.csv: the mean of each well.
 
     The files are BASE/analysis/BATCH/PLATE/CSV_DIR/SET/{Image,Cells,Cytoplasm,Nuclei}.csv, a folder SET for each run of
-    the pipeline. Tables and columns are those of cytominer-database, which is not needed.
+    the pipeline. Tables and columns are those of cytominer-database, which is not needed. A site without cells stays in
+    the image table; a compartment of which no site has an object is a table without rows, and its features are missing
+    in the profiles.
 
     Parameters
     ----------
@@ -100,7 +102,8 @@ def collate(
             raise InputError(f"{built}: is there from an earlier run; delete it, or pass overwrite=True")
         if aws_remote:
             say(f"Downloading CSVs to {source}")
-            wanted = [word for name in (*COMPARTMENTS, "Image") for word in ("--include", f"*/{name}.csv")]
+            files = [names["image"], *([names["object"]] if munge else [f"{name}.csv" for name in COMPARTMENTS])]
+            wanted = [word for name in files for word in ("--include", f"*/{name}")]
             place = f"{aws_remote}/analysis/{batch}/{plate}/{csv_dir}"
             run_check_errors(["aws", "s3", "sync", "--exclude", "*", *wanted, place, str(source)])
         say(f"Ingesting {source}")
@@ -145,6 +148,7 @@ def _ingest(source: Path, database: Path, names: dict[str, str], column: str | N
     folders = sorted(path.parent for path in source.glob(f"*/{names['image']}"))
     if not folders:
         raise InputError(f"{source}: no folder in it has a file {names['image']}")
+    seen: dict[str, list[str]] = {}
     with closing(sqlite3.connect(database)) as connection, connection:
         for folder in folders:
             image = folder / names["image"]
@@ -152,7 +156,13 @@ def _ingest(source: Path, database: Path, names: dict[str, str], column: str | N
             _append(connection, "Image", _read(image), number, image)
             for name, (path, table) in _objects(folder, names, munge).items():
                 renamed = {one: f"{name}_{one}" for one in table.columns if one not in _NUMBERS}
-                _append(connection, name, table.rename(columns=renamed), number, path)
+                table = table.rename(columns=renamed)
+                seen.setdefault(name, list(table.columns))
+                _append(connection, name, table, number, path)
+        for name, columns in seen.items():
+            kinds = {one: "INTEGER" if one in _NUMBERS else "REAL" for one in columns}
+            said = ", ".join(f"{quoted(one)} {kind}" for one, kind in ({TABLE_NUMBER: "TEXT"} | kinds).items())
+            connection.execute(f"CREATE TABLE IF NOT EXISTS {quoted(name)} ({said})")  # of an object, no site has one
         known = [row[1] for row in connection.execute("PRAGMA table_info(Image)")]
         if lacking := [name for name in (column or PLATE, WELL) if name not in known]:
             raise InputError(

@@ -11,7 +11,15 @@ from sklearn.utils import get_tags
 from cytominer_tools.batches import TVN, ComBat, Harmony
 from cytominer_tools.columns import COUNT, PLATE, WELL, require_columns
 from cytominer_tools.errors import InputError
-from cytominer_tools.frames import Features, names, profile_features, reference_rows, require_finite, values
+from cytominer_tools.frames import (
+    Features,
+    group_labels,
+    names,
+    profile_features,
+    reference_rows,
+    require_finite,
+    values,
+)
 from cytominer_tools.frames import with_features as joined
 from cytominer_tools.loading import load_profiles
 from cytominer_tools.output import options_of_suffix, output
@@ -73,7 +81,7 @@ def transform_profiles(
     if not get_tags(transformer).input_tags.allow_nan:
         require_finite(rows, chosen)
     scope = {
-        "batch": _labels(profiles, batches) if batches else None,
+        "batch": group_labels(profiles, batches) if batches else None,
         "well": profiles[WELL].to_numpy() if WELL in profiles else None,
         "control": None if control.all() else control,
     }
@@ -167,11 +175,3 @@ def _without_count(profiles: pd.DataFrame, chosen: list[str], samples: str, coun
     found = transform_profiles(profiles, CellCountRegression(len(both) - 1), features=both, samples=samples).profiles
     found[count] = profiles[count]  # as it was, in its own type
     return found[place]
-
-
-def _labels(profiles: pd.DataFrame, columns: list[str]) -> pd.Series:
-    """The values of `columns` of each row as one text; missing where one of them is."""
-    labels = profiles[columns[0]].astype(object)
-    for name in columns[1:]:
-        labels = labels.astype(str) + "\x1f" + profiles[name].astype(str)
-    return labels.where(profiles[columns].notna().all(axis=1))

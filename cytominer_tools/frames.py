@@ -30,11 +30,28 @@ def profile_features(table: pd.DataFrame, features: Features = "infer", *, image
         Column names that are not text or stand twice, a named column that is absent, nothing that looks like a feature.
     """
     require_names(table)
-    if features == "infer":
-        return cellprofiler_columns(table, image_features=image_features) or feature_columns(table)
-    if isinstance(features, str):
+    if not isinstance(features, str):
+        return feature_columns(table, list(features))
+    if features != "infer":
         raise InputError(f"features={features!r}: expected a list of column names, or 'infer'")
-    return feature_columns(table, features)
+    return cellprofiler_columns(table, image_features=image_features) or feature_columns(table)
+
+
+def features_beside(
+    table: pd.DataFrame, features: Features, keys: Sequence[str], *, image_features: bool = False
+) -> list[str]:
+    """`profile_features` without `keys`: those that look like a feature, such as the number of a plate, are none.
+
+    Raises
+    ------
+    InputError
+        As in `profile_features`; a key that is named as a feature too.
+    """
+    chosen = profile_features(table, features, image_features=image_features)
+    both = set(chosen) & set(keys)
+    if both and not isinstance(features, str):
+        raise InputError(f"both a feature and a key: {', '.join(sorted(both))}; leave it out of features=")
+    return [name for name in chosen if name not in both]
 
 
 def require_names(table: pd.DataFrame) -> None:
@@ -104,6 +121,14 @@ def group_codes(table: pd.DataFrame, by: Sequence[str]) -> Codes:
     """A number for each row, 0 to n_groups - 1 in the sorted order of the keys; a missing key is a key, the last."""
     codes: Codes = table.groupby(list(by), dropna=False, sort=True, observed=True).ngroup().to_numpy()
     return codes
+
+
+def group_labels(table: pd.DataFrame, by: Sequence[str]) -> pd.Series:
+    """The values of the columns `by` of each row as one text; missing where one of them is."""
+    labels = table[by[0]].astype(object)
+    for name in by[1:]:
+        labels = labels.astype(str) + "\x1f" + table[name].astype(str)
+    return labels.where(table[list(by)].notna().all(axis=1))
 
 
 def require_finite(rows: Floats, features: Sequence[str]) -> None:

@@ -10,14 +10,16 @@ import numpy.typing as npt
 import pandas as pd
 
 from cytominer_tools import arrays
+from cytominer_tools.batches import PerBatch, batch_codes
 from cytominer_tools.columns import metadata_columns, require_columns
 from cytominer_tools.compat import as_peer
 from cytominer_tools.errors import InputError, ProfileWarning
 from cytominer_tools.frames import (
     Features,
+    features_beside,
     group_codes,
+    group_labels,
     names,
-    profile_features,
     reference_rows,
     require_finite,
     values,
@@ -104,8 +106,10 @@ def normalize(
         raise InputError("mad_robustize_epsilon must be a number")
     if isinstance(meta_features, str) and meta_features != "infer":
         raise InputError(f"meta_features={meta_features!r}: expected a list of column names, or 'infer'")
-    chosen = profile_features(profiles, features, image_features=image_features)
-    metadata = metadata_columns(profiles) if meta_features == "infer" else list(meta_features)
+    chosen = features_beside(profiles, features, names(by), image_features=image_features)
+    if not chosen:
+        raise InputError(f"no feature beside {', '.join(names(by))}; name the features with features=")
+    metadata = metadata_columns(profiles) if isinstance(meta_features, str) else list(meta_features)
     require_columns(profiles, [*metadata, *names(by)], "profiles")
     others = _others(profiles, chosen, metadata, peer)
     rows, reference = values(profiles, chosen), reference_rows(profiles, samples)
@@ -215,13 +219,13 @@ class Spherized(NamedTuple):
         The table with spherized features.
     dropped : list of str
         The features left out because controls do not vary in them.
-    transformer : Spherize
+    transformer : Spherize, or with `by` a PerBatch of them
         Fitted; carries the number of controls, the eigenvalues (rank) and the gains.
     """
 
     profiles: pd.DataFrame
     dropped: list[str]
-    transformer: Spherize
+    transformer: Any
 
 
 class RidgeSearch(NamedTuple):
@@ -296,6 +300,7 @@ def spherize(
     method: Literal["ZCA", "ZCA-cor"] = "ZCA-cor",
     ridge: float = 1.0,
     min_variance: float = 1e-6,
+    by: str | Sequence[str] = (),
     output_file: str | Path | None = None,
 ) -> Spherized:
     """Drop the features in which controls do not vary, then spherize all rows by the control rows.
@@ -314,6 +319,9 @@ def spherize(
     min_variance : float
         A feature is dropped when its variance over the controls is at most this part of its variance over all rows
         (see `arrays.low_variance`); the ratio has no unit.
+    by : column name or names
+        Spherize each group of rows with one key by its own controls, such as each Metadata_Plate; under 16 of them it
+        follows their noise, with a warning. A feature that does not vary in one group is dropped from all.
     output_file : path, optional
         Where its profiles are written too, as its suffix says.
 
@@ -325,8 +333,8 @@ def spherize(
     Raises
     ------
     InputError
-        Missing or infinite values, a `control` that is not boolean or of another index, fewer than two controls, or
-        no feature left.
+        Missing or infinite values, a `control` that is not boolean or of another index, fewer than two controls (with
+        `by` in a group), a row without a key, or no feature left.
     """
     profiles = load_profiles(profiles)
     if control is None:
@@ -335,18 +343,33 @@ def spherize(
         raise InputError(f"{control.name}: expected booleans, some True; got {control.unique()[:3].tolist()}")
     if not control.index.equals(profiles.index):
         raise InputError(f"{control.name}: its index is not that of the profiles; make it from the same table")
-    chosen = profile_features(profiles, features, image_features=True)
+    scope = names(by)
+    require_columns(profiles, scope, "profiles")
+    chosen = features_beside(profiles, features, scope, image_features=True)
     matrix = values(profiles, chosen)
     require_finite(matrix, chosen)
     rows = control.to_numpy()
-    low = arrays.low_variance(matrix, matrix[rows], min_variance)
+    batch = group_labels(profiles, scope) if scope else None
+    low = np.zeros(len(chosen), dtype=bool)
+    for which in arrays.members(batch_codes(batch, len(rows))[0]):
+        if scope and (n := rows[which].sum()) < 2:
+            group = ", ".join(f"{name}={value}" for name, value in profiles[scope].iloc[which].iloc[0].items())
+            raise InputError(
+                f"the group {group} has {n} control row(s); spherizing needs 2 in each, so take larger ones"
+            )
+        low |= arrays.low_variance(matrix[which], matrix[which][rows[which]], min_variance)
     dropped = [chosen[i] for i in np.flatnonzero(low)]
     kept = [chosen[i] for i in np.flatnonzero(~low)]
     if not kept:
         raise InputError(f"none of {len(chosen)} features varies among {rows.sum()} control rows; check the controls")
     part = pd.DataFrame(matrix[:, ~low] if dropped else matrix, index=profiles.index, columns=kept)
-    transformer = Spherize(method=method, ridge=ridge, return_numpy=True).fit(part, control=rows)
-    scored = with_features(profiles.drop(columns=chosen), transformer.transform(part), kept)
+    transformer: Any = Spherize(method=method, ridge=ridge, return_numpy=True)
+    if scope:
+        transformer = PerBatch(transformer).fit(part, batch=batch, control=rows)
+        made = transformer.transform(part, batch=batch)
+    else:
+        made = transformer.fit(part, control=rows).transform(part)
+    scored = with_features(profiles.drop(columns=chosen), made, kept)
     gone = set(dropped)
     spherized = scored[[name for name in profiles.columns if name not in gone]]
     if output_file is not None:

@@ -36,9 +36,9 @@ def flag_rows(
     ----------
     profiles : DataFrame, a row a well or a site
     minimum_cells : int, optional
-        A row with fewer in `count` is flagged.
+        A row with fewer in `count` is flagged, and so is one without a count.
     by : column name or names
-        The rows that are compared with each other.
+        The rows that are compared with each other; none compares all. A missing value is a key of its own.
     features : list of column names, or "infer"
         Those that are missing or without spread in a group are left out there.
     cutoff : float
@@ -48,27 +48,26 @@ def flag_rows(
     -------
     DataFrame, on the index of `profiles`
         Metadata_QC: why the row is flagged, or ""; Metadata_QC_Distance: the median over features of the distance from
-        the median of the group, in its MADs; Metadata_QC_Z: its robust z in the group.
+        the median of the group, in its MADs; Metadata_QC_Z: its robust z in the group. Both are 0 in a group of one or
+        two rows, where nothing says what is far.
 
     Raises
     ------
     InputError
-        An absent column, or a group in which no feature varies.
+        An absent column, counts that are no numbers, or a group in which no feature varies.
     """
     by, counted = names(by), [count] if minimum_cells is not None else []
     require_columns(profiles, [*by, *counted], "profiles")
     rows = values(profiles, profile_features(profiles, features, image_features=True))
     distance, z = np.zeros(len(rows)), np.zeros(len(rows))
-    for which in arrays.members(group_codes(profiles, by)):
+    for which in arrays.members(group_codes(profiles, by) if by else np.zeros(len(rows), dtype=np.int64)):
         part = rows[which]
         if len(part) > 2:  # two rows are as far from each other
             distance[which], z[which] = layouts.typical_distance(layouts.robust_scores(part, part))
-    group = ", ".join(by)
-    why = [
-        [f"{d:.3g} MADs from its {group} (z {s:.3g})"] if s > cutoff else [] for d, s in zip(distance, z, strict=True)
-    ]
+    group = f"its {', '.join(by)}" if by else "the others"
+    why = [[f"{d:.3g} MADs from {group} (z {s:.3g})"] if s > cutoff else [] for d, s in zip(distance, z, strict=True)]
     if minimum_cells is not None:
-        for reasons, cells in zip(why, profiles[count], strict=True):
+        for reasons, cells in zip(why, values(profiles, [count])[:, 0], strict=True):
             if not cells >= minimum_cells:  # a missing count too
                 reasons.insert(0, f"{cells:g} cells, under {minimum_cells}")
     return pd.DataFrame({QC: ["; ".join(one) for one in why], DISTANCE: distance, DISTANCE_Z: z}, index=profiles.index)
@@ -102,9 +101,11 @@ def control_drift(
     Raises
     ------
     InputError
-        No controls, controls of one group alone, an absent column, or no feature that varies.
+        No controls, no `by`, controls of one group alone, an absent column, or no feature that varies.
     """
     by = names(by)
+    if not by:
+        raise InputError("by is empty: name the column of the plate or batch whose controls are compared")
     require_columns(profiles, by, "profiles")
     chosen = profile_features(profiles, features, image_features=True)
     controls = profiles[reference_rows(profiles, samples)]

@@ -39,6 +39,8 @@ def select(table: pd.DataFrame, query: str) -> pd.Series:
     InputError
         The query uses `@`, anything else than the above, an unknown column, or does not parse.
     """
+    if not isinstance(query, str):
+        raise InputError(f"query {query!r}: expected text such as \"Metadata_Compound == 'DMSO'\"")
     short = query if len(query) <= 200 else query[:200] + "..."
 
     def refuse(why: str) -> NoReturn:

@@ -21,7 +21,7 @@ from deepprofile.index import other_machine, read_index
 from deepprofile.labels import make_labels
 from deepprofile.location_files import LocationFiles, misfit, off_image
 from deepprofile.problems import Problem, named
-from deepprofile.recipes import Correct, Normalize, find_recipe
+from deepprofile.recipes import Correct, Normalize, Spherize, find_recipe
 from deepprofile.references import parse
 from deepprofile.registry import names
 from deepprofile.sites import site_paths, site_rows
@@ -264,7 +264,7 @@ def _scopes(study: Study, index: pd.DataFrame) -> Iterator[Problem]:
     said = {}
     for recipe in study.profiles.recipes:
         for step in find_recipe(recipe, study.recipes).steps:
-            if isinstance(step, Normalize | Correct):
+            if isinstance(step, Normalize | Spherize | Correct):
                 try:
                     for words in _scope_words(step, roles, wells, control, study.treatment):
                         said[recipe, words] = Problem(f"study.yaml recipe {recipe}", words, "warning")
@@ -274,7 +274,7 @@ def _scopes(study: Study, index: pd.DataFrame) -> Iterator[Problem]:
 
 
 def _scope_words(
-    step: Normalize | Correct, roles: Roles, wells: pd.DataFrame, control: pd.Series, treatment: str | None
+    step: Normalize | Spherize | Correct, roles: Roles, wells: pd.DataFrame, control: pd.Series, treatment: str | None
 ) -> Iterator[str]:
     what = f"{step.step} by {step.method}"
     treated = wells[~control]
@@ -298,6 +298,11 @@ def _scope_words(
     mend = "take a larger scope (by: all), or a recipe that spherizes over all plates, such as deep"
     if (step.fit or roles.fit) == "controls" and not (isinstance(step, Correct) and step.method == "harmony"):
         counts = control.groupby([wells[name] for name in columns]).sum()
+        if isinstance(step, Spherize) and (none := counts < 2).any():
+            raise InputError(
+                f"{what} learns from the controls of each {scope}, and {none.sum()} of {len(counts)} have fewer than "
+                f"2, which spherizing needs; {mend}"
+            )
         if (few := counts < _FEW_CONTROLS).any():
             yield (
                 f"{what} learns from the controls of each {scope}, and {few.sum()} of {len(counts)} have fewer than "

@@ -30,6 +30,7 @@ class Spherize(Step):
 
     step: Literal["spherize"] = "spherize"
     method: Literal["ZCA", "ZCA-cor"] = "ZCA-cor"
+    by: Scope = "all"
     fit: Fit = None
     ridge: float = Field(1.0, gt=0)  # added to every eigenvalue, in multiples of their mean
 

@@ -145,7 +145,12 @@ def _(step: Normalize, profiles: pd.DataFrame, roles: Roles) -> pd.DataFrame:
 def _(step: Spherize, profiles: pd.DataFrame, roles: Roles) -> pd.DataFrame:
     control = _control(roles.samples(step.fit), profiles)
     result = normalization.spherize(
-        profiles, control=control, features=features_of(profiles), method=step.method, ridge=step.ridge
+        profiles,
+        control=control,
+        features=features_of(profiles),
+        method=step.method,
+        ridge=step.ridge,
+        by=roles.columns(step.by),
     )
     return result.profiles
 

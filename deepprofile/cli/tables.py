@@ -84,6 +84,7 @@ TABLES = {
             _controls,
             click.option("--method", type=click.Choice(["ZCA", "ZCA-cor"]), help="By default ZCA-cor."),
             click.option("--ridge", type=float, help="Added to every eigenvalue, in multiples of their mean; 1."),
+            _by,
             _output,
         ),
         "Take out of the wells of TABLE how its control wells vary.",

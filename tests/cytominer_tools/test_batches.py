@@ -57,6 +57,20 @@ def test_combat_is_neurocombat():
     np.testing.assert_allclose(ComBat().fit_transform(x, batch=batch), expected, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("uneven", [False, True])
+def test_combat_is_inmooses(uneven):
+    """The one that JUMP's recipes call."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        combat = pytest.importorskip("inmoose.pycombat", reason="inmoose is not installed").pycombat_norm
+        x, batch, _, _ = shifted()
+        if uneven:  # batches of 80, 40 and 20 rows
+            chosen = np.r_[0:60, np.arange(60, 240)[batch[60:] == "b1"], 61:121:3]
+            x, batch = x[chosen], batch[chosen]
+        expected = np.asarray(combat(x.T, pd.factorize(batch)[0])).T
+    np.testing.assert_allclose(ComBat().fit_transform(x, batch=batch), expected, rtol=1e-3, atol=1e-3)
+
+
 def test_tvn_is_efaar():
     """As published by EFAAR, with division by n - 1 throughout."""
     x, batch, control, _ = shifted()

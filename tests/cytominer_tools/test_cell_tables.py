@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cytominer_tools import aggregate, aggregate_parquet, normalize, normalize_parquet
+from cytominer_tools.cell_tables import CellTable
 from cytominer_tools.errors import InputError, NoFileError, ProfileWarning
 
 
@@ -62,8 +63,10 @@ def test_groups_in_pieces(tmp_path, table, operation):
 
 @pytest.mark.parametrize("method", ["standardize", "robustize", "mad_robustize"])
 @pytest.mark.parametrize("options", [{}, {"by": "Metadata_Plate", "samples": "Metadata_Compound == 'dmso'"}])
+@pytest.mark.parametrize("held", [0, 2**28])  # medians by counting, or of whole groups
 @pytest.mark.filterwarnings("ignore::cytominer_tools.errors.ProfileWarning")
-def test_normalize(tmp_path, table, method, options):
+def test_normalize(tmp_path, table, method, options, held, monkeypatch):
+    monkeypatch.setattr("cytominer_tools.cell_tables._HELD", held)
     path = normalize_parquet(written(table, tmp_path / "cells"), tmp_path / "out.parquet", method=method, **options)
     expected = normalize(table, method=method, **options)
     result = pd.read_parquet(path)
@@ -81,6 +84,161 @@ def test_text_as_categories_and_whole_numbers(tmp_path):
     expected = aggregate(table)
     pd.testing.assert_frame_equal(result, expected, check_categorical=False)
     assert result["Cells_2"].dtype == "float64"
+
+
+# --- files of one table that were not written alike
+def unlike(tmp_path):
+    """Three files of one table, and the table."""
+    table = cells(900, "float64").drop(columns="note")
+    table["Metadata_Dose"] = np.repeat([1.0, 0.5, np.nan], 300)
+    table["Cells_2"] = (table["Cells_2"] * 9).round()
+    table.loc[600:, "Cells_3"] = np.nan
+    table.loc[:299, "Cells_0"] = table.loc[:299, "Cells_0"].astype("float32")
+    table.loc[600:, "Metadata_Compound"] = None
+    parts = [table.iloc[i : i + 300] for i in (0, 300, 600)]
+    parts[0] = parts[0].astype({"Cells_0": "float32", "Cells_2": "int32", "Metadata_Dose": "int64"})
+    parts[1] = parts[1].astype({"Metadata_Plate": "category", "Metadata_Well": "category"})
+    parts[2] = parts[2].assign(Cells_3=None, Metadata_Dose=None)  # a column of nothing has no type
+    return [write(part, tmp_path / f"{i}.parquet") for i, part in enumerate(parts)], table
+
+
+def write(table, path):
+    table.to_parquet(path, index=False)
+    return path
+
+
+@pytest.mark.parametrize("turn", [1, -1])
+def test_types_that_differ_are_brought_together(tmp_path, turn):
+    paths, table = unlike(tmp_path)
+    paths, table = paths[::turn], pd.concat([table.iloc[i : i + 300] for i in (0, 300, 600)[::turn]])
+    by = ["Metadata_Plate", "Metadata_Well", "Metadata_Dose"]
+    found = aggregate_parquet(paths, by)
+    pd.testing.assert_frame_equal(found, aggregate(table, by))  # float64 in one file is float64
+    for options in ({"by": "Metadata_Dose"}, {"samples": "Metadata_Dose == 1"}, {"by": "Metadata_Compound"}):
+        found = pd.read_parquet(normalize_parquet(paths, tmp_path / "out.parquet", **options))
+        expected = normalize(table, **options).reset_index(drop=True)
+        pd.testing.assert_frame_equal(found, expected, check_column_type=False, rtol=1e-9, atol=1e-9)
+
+
+def test_columns_in_another_order(tmp_path):
+    table = cells(900)
+    paths = [write(table.iloc[:450], tmp_path / "a.parquet"), write(table.iloc[450:, ::-1], tmp_path / "b.parquet")]
+    pd.testing.assert_frame_equal(aggregate_parquet(paths), aggregate(table))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "words"),
+    [
+        (
+            ["1", "2"],
+            [1, 2],
+            r"Metadata_Dose is int64 in .*b\.parquet and (large_)?string in .*a\.parquet; write it in",
+        ),
+        (
+            [1.5, 2],
+            ["a", "b"],
+            r"Metadata_Dose is (large_)?string in .*b\.parquet and double in .*a\.parquet; write it",
+        ),
+        ([True, False], [1, 2], r"Metadata_Dose is int64 in .*b\.parquet and bool in .*a\.parquet; write it in one"),
+        ([b"a", b"b"], ["a", "b"], r"Metadata_Dose is (large_)?string in .*b\.parquet and binary in .*a\.parquet"),
+        (
+            [2**60 + 1, 2],
+            [0.5, 2],
+            r"a\.parquet: Metadata_Dose is double in other files, which does not hold it: .*1152",
+        ),
+    ],
+)
+def test_types_that_do_not_go_together(tmp_path, first, second, words):
+    table = cells(2)
+    paths = [
+        write(table.assign(Metadata_Dose=values), tmp_path / f"{name}.parquet")
+        for name, values in (("a", first), ("b", second))
+    ]
+    with pytest.raises(InputError, match=words):
+        aggregate_parquet(paths, "Metadata_Dose")
+
+
+def test_text_in_a_feature_of_a_later_file(tmp_path):
+    table = cells(4)
+    paths = [write(table, tmp_path / "a.parquet"), write(table.astype({"Cells_1": "str"}), tmp_path / "b.parquet")]
+    with pytest.raises(InputError, match=r"Cells_1 is (large_)?string in .*b\.parquet and float in .*a\.parquet"):
+        aggregate_parquet(paths)
+
+
+def test_null_and_nan_are_one_key(tmp_path):
+    table = cells(600, "float64").drop(columns="note")
+    dose = np.where(np.arange(600) % 3 == 0, np.nan, np.arange(600) % 2 - 0.0)
+    arrow = pa.Table.from_pandas(table, preserve_index=False)
+    arrow = arrow.append_column("Metadata_Dose", pa.array(dose, mask=np.arange(600) % 6 == 0))  # the others stay NaN
+    dose[dose == 0] = -0.0
+    other = pa.Table.from_pandas(table.assign(Metadata_Dose=dose), preserve_index=False)
+    pq.write_table(arrow, tmp_path / "a.parquet")
+    pq.write_table(other, tmp_path / "b.parquet")
+    both = pd.concat([arrow.to_pandas(), other.to_pandas()], ignore_index=True)
+    found = aggregate_parquet(tmp_path, "Metadata_Dose", compute_object_count=True)
+    assert found.pop("Metadata_Object_Count").tolist() == [400, 400, 400]
+    pd.testing.assert_frame_equal(found, aggregate(both, "Metadata_Dose"))
+    found = pd.read_parquet(normalize_parquet(tmp_path, tmp_path / "out" / "c.parquet", by="Metadata_Dose"))
+    pd.testing.assert_frame_equal(found, normalize(both, by="Metadata_Dose"), check_column_type=False)
+
+
+# --- keys that look like features
+def test_a_number_without_metadata_before_it_can_be_a_key(tmp_path):
+    table = cells().drop(columns="note")
+    table.columns = [name.replace("Cells_", "net_") for name in table]
+    table.insert(3, "plate", np.where(table.pop("Metadata_Plate") == "p", 1, 2))
+    path = write(table, tmp_path / "a.parquet")
+    pd.testing.assert_frame_equal(aggregate_parquet(path, "plate"), aggregate(table, "plate"))
+    with pytest.warns(ProfileWarning, match=r"1 column\(s\) are neither features nor metadata .*\(plate\)"):
+        expected = normalize(table, by="plate")
+    assert expected["plate"].tolist() == table["plate"].tolist()
+    found = pd.read_parquet(normalize_parquet(path, tmp_path / "b.parquet", by="plate"))
+    pd.testing.assert_frame_equal(found, expected, check_column_type=False, atol=1e-6)
+    for function in (
+        lambda **options: normalize_parquet(path, tmp_path / "c.parquet", by="plate", **options),
+        lambda **options: normalize(table, by="plate", **options),
+        lambda **options: aggregate_parquet(path, "plate", **options),
+    ):
+        with pytest.raises(InputError, match="both a feature and a key: plate; leave it out of features="):
+            function(features=["plate", "net_0"])
+
+
+def test_numbers_of_objects_are_no_features(tmp_path):
+    table = cells().drop(columns="note")
+    table.columns = [name.replace("Cells_", "net_") for name in table]
+    table["ObjectNumber"] = np.arange(len(table))
+    path = write(table, tmp_path / "a.parquet")
+    pd.testing.assert_frame_equal(aggregate_parquet(path), aggregate(table))
+
+
+def test_features_alone(tmp_path):
+    table = cells()[["Cells_0", "Cells_2"]]
+    path = normalize_parquet(write(table, tmp_path / "a.parquet"), tmp_path / "b.parquet")
+    pd.testing.assert_frame_equal(pd.read_parquet(path), normalize(table), check_column_type=False, atol=1e-6)
+
+
+# --- how often the files are read
+@pytest.mark.parametrize(
+    ("method", "dtype", "groups", "held", "passes"),
+    [
+        ("standardize", "float64", 2, 0, 3),
+        ("mad_robustize", "float64", 12, 2**28, 3),
+        ("robustize", "float32", 2, 0, 4),
+        ("mad_robustize", "float32", 2, 0, 6),
+        ("robustize", "float64", 12, 0, 10),
+        ("mad_robustize", "float64", 12, 0, 18),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:mad_robustize")
+def test_passes(tmp_path, monkeypatch, method, dtype, groups, held, passes):
+    table = cells(600, dtype).assign(Metadata_Group=np.arange(600) * groups // 600)
+    path = write(table, tmp_path / "a.parquet")
+    read = []
+    plain = CellTable.batches
+    monkeypatch.setattr(CellTable, "batches", lambda self, columns: read.append(columns) or plain(self, columns))
+    monkeypatch.setattr("cytominer_tools.cell_tables._HELD", held)
+    normalize_parquet(path, tmp_path / "b.parquet", method=method, by="Metadata_Group")
+    assert len(read) == passes
 
 
 def test_no_rows(tmp_path):
@@ -106,6 +264,8 @@ def test_no_rows(tmp_path):
         ({"samples": "Cells_0 > 1"}, "no column 'Cells_0'"),
         ({"features": ["note"]}, "feature note is .*, expected numbers"),
         ({"by": "Metadata_x"}, "no column 'Metadata_x'"),
+        ({"samples": None}, "query None: expected text such as"),
+        ({"method": "mad_robustize", "mad_robustize_epsilon": None}, "mad_robustize_epsilon=None: expected a finite"),
     ],
 )
 def test_normalize_refuses(tmp_path, monkeypatch, options, words):
@@ -128,6 +288,12 @@ def test_refuses(tmp_path):
     table.to_parquet(tmp_path / "a.parquet")
     with pytest.raises(InputError, match="strata is empty"):
         aggregate_parquet(tmp_path, [])
+    lists = table.head(3).assign(Metadata_Pair=[[1, 2]] * 3)
+    with pytest.raises(
+        InputError, match=r"c\.parquet: Metadata_Pair is list<.*>; expected text, numbers or dates as a key"
+    ):
+        aggregate_parquet(write(lists, tmp_path / "c.parquet"), "Metadata_Pair")
+    (tmp_path / "c.parquet").unlink()
     shuffled = table.sample(frac=1, random_state=0)
     shuffled.to_parquet(tmp_path / "a.parquet")
     with pytest.raises(InputError, match="'trimmed_mean' needs the rows of a group together; sort the table by Meta"):

@@ -1,5 +1,6 @@
 """CSV files of CellProfiler to SQLite and well profiles."""
 
+import json
 import sqlite3
 import sys
 from contextlib import closing
@@ -96,6 +97,86 @@ def test_real_sites(data, tmp_path, peer):
         pd.testing.assert_frame_equal(mine.aggregate_profiles(), theirs.aggregate_profiles(), check_dtype=False)
 
 
+# --- a bucket
+AWS = """#!{python}
+import fnmatch, json, os, pathlib, shutil, sys
+
+bucket = pathlib.Path(os.environ["BUCKET"])
+with (bucket / "calls.jsonl").open("a") as file:
+    file.write(json.dumps(sys.argv[1:]) + "\\n")
+service, command, *options, source, target = sys.argv[1:]
+source, target = (bucket / word[5:] if word.startswith("s3://") else pathlib.Path(word) for word in (source, target))
+if not source.exists():
+    sys.exit(f"fatal error: {{source}} does not exist")
+if command == "cp":
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+else:
+    assert command == "sync"
+    for path in source.rglob("*"):
+        name = path.relative_to(source).as_posix()
+        last = [flag for flag, pattern in zip(options[::2], options[1::2]) if fnmatch.fnmatch(name, pattern)][-1:]
+        if path.is_file() and last != ["--exclude"]:
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target / name)
+"""
+
+
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+    """A folder that ``aws s3`` takes for a bucket, on the path in place of the real command."""
+    program = tmp_path / "bin" / "aws"
+    program.parent.mkdir()
+    program.write_text(AWS.format(python=sys.executable))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=":")
+    monkeypatch.setenv("BUCKET", str(tmp_path / "bucket"))
+    return tmp_path / "bucket"
+
+
+@pytest.mark.parametrize("munged", [False, True])
+def test_csv_files_from_a_bucket_and_profiles_to_it(tmp_path, bucket, munged):
+    config = workspace(bucket / "project" / "workspace", munged=munged)
+    remote, local, options = "s3://project/workspace", tmp_path / "local", {"printtoscreen": False}
+    options |= {"munge": munged, "add_image_features": False, "aws_remote": remote}
+    (bucket / "project/workspace/analysis/b/p/analysis/p-A01-1/large.tiff").write_text("not wanted")
+    collate("b", config, "p", local, tmp_dir=tmp_path / "tmp", **options)
+    calls = [json.loads(line) for line in (bucket / "calls.jsonl").read_text().splitlines()]
+    sync, up, last = calls
+    source = str(local / "analysis/b/p/analysis")
+    assert (sync[:4], sync[-2:]) == (
+        ["s3", "sync", "--exclude", "*"],
+        ["s3://project/workspace/analysis/b/p/analysis", source],
+    )
+    if not munged:  # the words of pycytominer 1.7.1, whose order says nothing after the first two
+        wanted = {"*/Cells.csv", "*/Nuclei.csv", "*/Cytoplasm.csv", "*/Image.csv"}
+        assert (set(sync[5:-2:2]), set(sync[4:-2:2])) == (wanted, {"--include"})
+    built = str(tmp_path / "tmp/backend/b/p/p.sqlite")
+    assert up == ["s3", "cp", built, "s3://project/workspace/backend/b/p/p.sqlite"]
+    assert last == ["s3", "cp", str(local / "backend/b/p/p.csv"), "s3://project/workspace/backend/b/p/p.csv"]
+    # what is there is the same as without a bucket, and here nothing is left
+    assert not [path for path in [*local.rglob("*"), *(tmp_path / "tmp").rglob("*")] if path.is_file()]
+    config = workspace(tmp_path / "own", munged=munged)
+    collate("b", config, "p", tmp_path / "own", tmp_dir=tmp_path / "tmp", **options | {"aws_remote": None})
+    made = bucket / "project/workspace/backend/b/p"
+    assert (made / "p.csv").read_bytes() == (tmp_path / "own/backend/b/p/p.csv").read_bytes()
+    # and from the SQLite file alone
+    (made / "p.csv").unlink()
+    collate("b", config, "p", local, aggregate_only=True, **options)
+    assert (made / "p.csv").read_bytes() == (tmp_path / "own/backend/b/p/p.csv").read_bytes()
+    assert not (local / "backend" / "b" / "p").exists()
+
+
+def test_what_a_bucket_lacks(tmp_path, bucket):
+    config = workspace(bucket / "project")
+    with pytest.raises(
+        InputError, match=r"aws s3 sync .*: fatal error: .*/project/analysis/b/q/analysis does not exist"
+    ):
+        collate("b", config, "q", tmp_path / "local", tmp_dir=tmp_path / "tmp", aws_remote="s3://project")
+    with pytest.raises(InputError, match=r"aws s3 cp s3://project/backend/b/p/p\.sqlite .*: fatal error"):
+        collate("b", config, "p", tmp_path / "local", aggregate_only=True, aws_remote="s3://project")
+
+
 # --- words
 def test_refuses(tmp_path):
     config = workspace(tmp_path)
@@ -149,6 +230,20 @@ def test_a_first_site_without_cells_makes_no_text_of_the_others(tmp_path):
     found = pd.read_csv(tmp_path / "backend/b/p/p.csv").set_index("Metadata_Well")
     assert found.loc["A02", "Metadata_Object_Count"] == 2
     assert np.isfinite(found.loc["A02", "Cells_AreaShape_Area"])
+
+
+@pytest.mark.parametrize("empty", [("Nuclei",), ("Cells", "Cytoplasm")])
+@pytest.mark.filterwarnings("ignore:.*some groups have no objects; their features are missing")
+def test_a_compartment_that_no_site_has_an_object_of(tmp_path, empty):
+    config = workspace(tmp_path)
+    for path in (tmp_path / "analysis").rglob("*.csv"):
+        if path.stem in empty:
+            path.write_text(path.read_text().splitlines()[0] + "\n")
+    collate("b", config, "p", tmp_path, tmp_dir=tmp_path / "tmp", image_feature_categories=["Texture"])
+    found = pd.read_csv(tmp_path / "backend/b/p/p.csv")
+    assert found["Metadata_Well"].tolist() == ["A01", "A02"]
+    for name in COMPARTMENTS:
+        assert found[f"{name}_AreaShape_Area"].isna().all() == (name in empty)
 
 
 def test_a_column_that_names_no_plate_is_refused(tmp_path):

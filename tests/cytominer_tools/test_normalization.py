@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cytominer_tools import consensus, normalize, spherize
+from cytominer_tools import consensus, load_transformer, normalize, save_transformer, spherize
 from cytominer_tools.errors import InputError, ProfileWarning
 
 DATA = Path(os.environ.get("DEEPPROFILE_DATA", Path(__file__).parents[3] / "shared" / "data"))
@@ -57,6 +57,57 @@ def test_low_variance_does_not_depend_on_the_unit(gain):
     table = wells()
     table["net_3"] *= gain
     assert spherize(table, control=table["Metadata_Compound"] == "dmso").dropped == []
+
+
+def two_plates():
+    table = pd.concat([wells(80), wells(80, seed=1).assign(Metadata_Plate="p2")], ignore_index=True)
+    return table.sample(frac=1, random_state=0), "Metadata_Compound == 'dmso'"
+
+
+def test_spherized_plate_by_plate():
+    table, controls = two_plates()
+    result = spherize(table, controls, by="Metadata_Plate")
+    assert result.profiles.index.equals(table.index)
+    for plate, part in table.groupby("Metadata_Plate"):
+        rows = table["Metadata_Plate"] == plate
+        pd.testing.assert_frame_equal(result.profiles[rows], spherize(part, controls).profiles)
+    both = table.assign(Metadata_Batch=table.pop("Metadata_Plate").str[1].astype(int), Metadata_Run="r")
+    other = spherize(both, controls, by=["Metadata_Batch", "Metadata_Run"])
+    pd.testing.assert_frame_equal(other.profiles.filter(like="net_"), result.profiles.filter(like="net_"))
+
+
+def test_what_was_learnt_of_each_plate_is_kept(tmp_path):
+    table, controls = two_plates()
+    result = spherize(table, controls, by="Metadata_Plate")
+    loaded = load_transformer(save_transformer(result.transformer, tmp_path / "fitted.npz"))
+    again = loaded.transform(table.filter(like="net_"), batch=table["Metadata_Plate"])
+    np.testing.assert_array_equal(again, result.profiles.filter(like="net_"))
+
+
+def test_a_feature_without_variance_in_one_scope_is_dropped_from_all():
+    table, controls = two_plates()
+    table.loc[table["Metadata_Plate"] == "p2", "net_3"] = 1.0
+    result = spherize(table, controls, by="Metadata_Plate")
+    assert result.dropped == ["net_3"]
+    assert spherize(table, controls).dropped == []
+    assert np.isfinite(result.profiles.filter(like="net_")).all(axis=None)
+
+
+def test_scopes_that_have_too_little():
+    table, controls = two_plates()
+    few = table[(table["Metadata_Plate"] == "p1") | (table["Metadata_Compound"] != "dmso")]
+    with pytest.raises(
+        InputError, match=r"the group Metadata_Plate=p2 has 0 control row\(s\); spherizing needs 2 in each"
+    ):
+        spherize(few, controls, by="Metadata_Plate")
+    with pytest.raises(InputError, match="no column 'Metadata_Batch'"):
+        spherize(table, controls, by="Metadata_Batch")
+    with pytest.raises(InputError, match="batch: 1 of 160 rows have none; leave them out or name one"):
+        spherize(table.assign(Metadata_Plate=[None, *table["Metadata_Plate"][1:]]), controls, by="Metadata_Plate")
+    some = table.groupby(["Metadata_Plate", "Metadata_Compound"]).head(9)
+    with pytest.warns(ProfileWarning, match="spherizing learns from 9 control rows; under 16 it follows their noise"):
+        spherize(some, controls, by="Metadata_Plate")
+    spherize(some, controls)  # 18 of both are enough
 
 
 def test_missing_values_are_named():

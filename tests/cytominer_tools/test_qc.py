@@ -47,6 +47,27 @@ def test_a_missing_count_is_flagged_and_pairs_are_not():
     assert (found["Metadata_QC_Z"] == 0).all()
 
 
+def test_counts_that_may_be_missing_are_numbers_too():
+    table = plates(1)
+    table["Metadata_Count"] = pd.array([None, 12, *[200] * 94], dtype="Int64")
+    found = flag_rows(table, minimum_cells=50)
+    assert found["Metadata_QC"][:3].tolist() == ["nan cells, under 50", "12 cells, under 50", ""]
+    with pytest.raises(InputError, match=r"feature Metadata_Count: expected numbers, .*many"):
+        flag_rows(table.assign(Metadata_Count="many"), minimum_cells=50)
+
+
+def test_all_rows_compared_with_each_other():
+    table = plates()
+    table.loc[7, [f"Cells_{i}" for i in range(8)]] += 9
+    table.loc[table["Metadata_Plate"] == "p1", [f"Cells_{i}" for i in range(8)]] += 2
+    found = flag_rows(table, by=())
+    one = flag_rows(table.assign(Metadata_Plate="p"))
+    np.testing.assert_array_equal(found["Metadata_QC_Z"], one["Metadata_QC_Z"])
+    assert found["Metadata_QC"][7] == one["Metadata_QC"][7].replace("its Metadata_Plate", "the others")
+    assert "MADs from the others (z" in found["Metadata_QC"][7]
+    assert flag_rows(table.head(0), minimum_cells=3).shape == (0, 3)
+
+
 # --- drift
 def test_drift_of_one_plate_of_four():
     table = plates(4)
@@ -58,6 +79,11 @@ def test_drift_of_one_plate_of_four():
     found = control_drift(table, samples="Metadata_Control == True", rng=np.random.default_rng(0))
     assert found["drift"].idxmax() == 2
     assert found["p"][2] == 1 / 200
+
+
+def test_drift_of_no_groups():
+    with pytest.raises(InputError, match="by is empty: name the column of the plate or batch whose controls are"):
+        control_drift(plates(1), samples="Metadata_Control == True", rng=np.random.default_rng(0), by=())
 
 
 def test_p_of_nothing_is_uniform():

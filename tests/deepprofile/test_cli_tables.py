@@ -52,6 +52,10 @@ def call(tmp_path, *words, code=0):
         ),
         (["spherize", "--controls", QUERY, "--ridge", "0.5"], lambda t: spherize(t, QUERY, ridge=0.5).profiles),
         (
+            ["spherize", "--controls", QUERY, "--by", "Metadata_Plate"],
+            lambda t: spherize(t, QUERY, by="Metadata_Plate").profiles,
+        ),
+        (
             ["select", "--operation", "variance_threshold", "--operation", "correlation_threshold"],
             lambda t: feature_select(t, operation=["variance_threshold", "correlation_threshold"]),
         ),

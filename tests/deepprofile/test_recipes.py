@@ -8,6 +8,7 @@ from study_factory import configure, edit_index, run
 from cytominer_tools.aggregation import modz
 from cytominer_tools.columns import METADATA, PLATE
 from cytominer_tools.errors import InputError
+from cytominer_tools.normalization import spherize
 from cytominer_tools.tables import read_table, write_table
 from deepprofile.checks import check_study
 from deepprofile.profiles import CONSENSUS, NORMALIZED, SELECTED, WELLS, final_wells, normalize_wells, score_profiles
@@ -156,6 +157,26 @@ def test_another_table_beside_the_features(done):
     assert {name for name, one in run(study).items() if one.made} == {"normalize", "consensus", "score"}
 
 
+def test_spherized_by_plate(done):
+    """Each plate by its own controls, of which the factory makes two."""
+    study = configure(
+        done.root, profiles={"recipe": "mine"}, recipes={"mine": [{"spherize": {"by": "plate"}}, "consensus"]}
+    )
+    run(study)
+    wells, found = (read_table(study.profiles_folder / name) for name in (WELLS, NORMALIZED))
+    expected = spherize(wells, study.controls, by=PLATE, features=features_of(wells)).profiles
+    pd.testing.assert_frame_equal(found, expected)
+    assert features_of(found)
+    by_all = read_table(done.profiles_folder / NORMALIZED)
+    assert not np.allclose(found[features_of(found)], by_all[features_of(found)])
+    edit_index(done.root, lambda t: t[(t["Metadata_Plate"] == "P1") | (t["Metadata_Well"] != "A02")])
+    said = [p for p in check_study(study) if p.place == "study.yaml recipe mine"]
+    assert [p.level for p in said] == ["error"]
+    assert (
+        "learns from the controls of each Plate, and 1 of 2 have fewer than 2, which spherizing needs" in said[0].what
+    )
+
+
 # --- scopes that have too little in them
 @pytest.mark.parametrize(
     ("recipe", "words"),
@@ -170,10 +191,16 @@ def test_another_table_beside_the_features(done):
             "normalize by standardize learns from all wells of each Plate, and 2 of 2 hold fewer than 16 treatments, "
             "down to 2",
         ),
+        (
+            "mine",
+            "spherize by ZCA-cor learns from the controls of each Plate, and 2 of 2 have fewer than 16, down to 2: its "
+            "scale is noise; take a larger scope",
+        ),
     ],
 )
 def test_check_names_a_scope_that_is_too_small(done, recipe, words):
-    said = [p for p in check_study(configure(done.root, profiles={"recipe": recipe})) if words in p.what]
+    own = {"recipes": {"mine": [{"spherize": {"by": "plate"}}, "consensus"]}} if recipe == "mine" else {}
+    said = [p for p in check_study(configure(done.root, profiles={"recipe": recipe}, **own)) if words in p.what]
     assert [(p.place, p.level) for p in said] == [(f"study.yaml recipe {recipe}", "warning")]
 
 
