@@ -30,12 +30,12 @@ import skimage.transform
 import tifffile
 from scipy import ndimage
 
+from cytominer_tools.threads import map_ahead, workers
 from deepprofile import measure_intensities, read_study
 from deepprofile.illumination import disk_median, read_correction
 from deepprofile.simulator import CHANNELS, simulate
 from deepprofile.sites import site_image, site_rows
 from deepprofile.study import Study
-from deepprofile.work import map_ahead, workers
 
 STUDY = """\
 images: {{index: index.csv, pixel_size_um: 0.6}}

@@ -17,8 +17,8 @@ import numpy as np
 import skimage.io
 import tifffile
 
+from cytominer_tools.threads import workers
 from deepprofile.images import read_image, read_site
-from deepprofile.work import workers
 
 SIZE = (1080, 1080)
 FILES = 8  # of each format

@@ -188,9 +188,9 @@ def device(folder: Path) -> tuple[str, list[str], list[str]]:
     """The machine in words, the GPUs, and the keys of the section `profile`."""
     import keras
 
+    from cytominer_tools.threads import workers
     from deepprofile.devices import device_names
     from deepprofile.study import ProfileModel
-    from deepprofile.work import workers
 
     what = f"{workers()} cores, keras {keras.__version__} on {keras.backend.backend()}"
     return what, device_names(), list(ProfileModel.model_fields)

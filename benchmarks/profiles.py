@@ -28,7 +28,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
+
+from cytominer_tools.tables import parquet_writer
 
 PLATES, WELLS, CONTROLS = 20, 384, 24
 
@@ -116,11 +119,11 @@ def decomposed(n_controls: int) -> Callable[[pd.DataFrame], Callable[[], Any]]:
     return least
 
 
-def decoded(parquet: bool) -> Callable[[pd.DataFrame], Callable[[], Any]]:
+def decoded(parquet: str | None) -> Callable[[pd.DataFrame], Callable[[], Any]]:
     def least(table: pd.DataFrame) -> Callable[[], Any]:
         folder = Path(table.attrs["folder"])
         if parquet:
-            return lambda: pq.read_table(folder / "cells.parquet")
+            return lambda: pq.read_table(folder / parquet)
         files = sorted(folder.glob("p/*.npz"))
         return lambda: [np.load(file, allow_pickle=True)["features"] for file in files]
 
@@ -164,7 +167,11 @@ def spherized(n_controls: int, alone: bool = False) -> Callable[[pd.DataFrame, b
 
 
 def sites(full: bool) -> pd.DataFrame:
-    """An index of sites, whose features stand as DeepProfiler's npz files and as one Parquet file in a new folder."""
+    """An index of sites, whose features stand in a new folder as DeepProfiler's npz files and in two Parquet files.
+
+    columns.parquet has a column a feature, written by pandas; cells.parquet a list a cell and a row group a well, as
+    `deepprofile profile` writes it.
+    """
     n, cells_each, d = (60, 230, 6400) if full else (24, 100, 1280)
     folder = Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, folder)
@@ -179,13 +186,19 @@ def sites(full: bool) -> pd.DataFrame:
         np.savez_compressed(path, features=x, metadata=metadata, locations=np.zeros((cells_each, 2)))
         table = pd.DataFrame(x, columns=[f"Cells_f_{i}" for i in range(d)])
         tables.append(pd.concat([pd.DataFrame([key] * cells_each), table], axis=1))
-    pd.concat(tables, ignore_index=True).to_parquet(folder / "cells.parquet", compression="zstd")
+    whole = pd.concat(tables, ignore_index=True)
+    whole.to_parquet(folder / "columns.parquet", compression="zstd")
+    keys = pa.Table.from_pandas(whole[list(index)], preserve_index=False)
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(whole[features(whole)].to_numpy().ravel()), d)
+    store = keys.append_column("features", lists)
+    with parquet_writer(folder / "cells.parquet", store.schema) as writer:
+        writer.write_table(store, row_group_size=6 * cells_each)
     index.to_csv(folder / "index.csv", index=False)
     index.attrs["folder"] = str(folder)
     return index
 
 
-def aggregated_sites(operation: str, parquet: bool) -> Callable[[pd.DataFrame, bool], Any]:
+def aggregated_sites(operation: str, parquet: str | None) -> Callable[[pd.DataFrame, bool], Any]:
     """The wells of npz files; ours of the same cells in Parquet, where that is asked for."""
 
     def call(table: pd.DataFrame, peer: bool) -> Any:
@@ -195,7 +208,7 @@ def aggregated_sites(operation: str, parquet: bool) -> Callable[[pd.DataFrame, b
 
         folder = table.attrs["folder"]
         if parquet and not peer:
-            return ours.aggregate_parquet(Path(folder) / "cells.parquet", operation=operation)
+            return ours.aggregate_parquet(Path(folder) / parquet, operation=operation)
         place: Any = theirs if peer else ours
         data = place.DeepProfilerData(f"{folder}/index.csv", folder)
         return place.AggregateDeepProfiler(data, operation, "well").aggregate_deep()
@@ -217,13 +230,13 @@ def cases() -> dict[str, Case]:
         "aggregate mean": (plate_cells, called("aggregate", **by_well, operation="mean"), read),
         "aggregate median": (plate_cells, called("aggregate", **by_well), read),
         **{
-            f"npz of a site, {operation}{' (ours of Parquet)' if parquet else ''}": (
+            f"npz of a site, {operation}{f' (ours: {parquet})' if parquet else ''}": (
                 sites,
                 aggregated_sites(operation, parquet),
                 decoded(parquet),
             )
             for operation in ("mean", "median")
-            for parquet in (False, True)
+            for parquet in (None, "cells.parquet", "columns.parquet")
         },
         "modz": (
             lambda full: profiles(*((8818, 1280) if full else (1600, 640))),

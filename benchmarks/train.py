@@ -131,12 +131,12 @@ def main() -> None:
     import keras
     import numpy as np
 
+    from cytominer_tools.threads import map_ahead, workers
     from deepprofile import build_network
     from deepprofile.batches import Batches
     from deepprofile.soft_labels import Targets
     from deepprofile.study import Augment, Train
     from deepprofile.trainee import Trainee
-    from deepprofile.work import map_ahead, workers
 
     print(f"keras {keras.__version__} on {keras.backend.backend()}, {workers()} cores, GPU: {has_gpu()}")
     batch = 64

@@ -330,8 +330,8 @@ def spherize(rows: Floats, mean: Doubles, scale: Doubles, axes: Doubles, gains: 
     """Centre and scale `rows`, then stretch them by `gains` along `axes` and by `rest` elsewhere (ZCA: no rotation).
 
     Two thin products of 2 * n * n_features * rank operations each, or one of 2 * n * n_features ** 2 where the axes
-    span everything, in blocks of rows. In double precision, but for float32 rows that no gain tells from their rounding:
-    where gains differ by less than `_EVEN`, products in float32 change a result by less than 1e-4 of its size.
+    span everything, in blocks of rows. In double precision; float32 rows in single precision where the gains differ by
+    less than `_EVEN`, since a product then changes a result by less than 1e-4 of its size.
 
     Parameters
     ----------
@@ -400,6 +400,7 @@ def group_median(rows: Floats, codes: Codes) -> Floats:
     -------
     float array, shape (n_groups, n_features), dtype of `rows`
     """
+
     def median(block: Floats) -> Floats:
         n, half = block.shape[1], block.shape[1] // 2
         block.partition(half, axis=1)
@@ -441,6 +442,7 @@ def group_trimmed_mean(rows: Floats, codes: Codes) -> Floats:
     ----------
     Tukey & McLaughlin 1963, Sankhya A 25, 331; a tenth is what scipy.stats.trim_mean is usually called with.
     """
+
     def mean(block: Floats) -> Floats:
         n = block.shape[1]
         cut = n // TRIM

@@ -2,7 +2,9 @@
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -21,12 +23,14 @@ from cytominer_tools.files import atomic_path
 from cytominer_tools.frames import Features, features_beside, group_codes, names, with_features
 from cytominer_tools.summaries import Batches, Moments, group_median_mad, group_quantiles
 from cytominer_tools.tables import parquet_writer
+from cytominer_tools.threads import in_background, map_ahead, workers
 from cytominer_tools.transformers import Robustize, RobustMAD, Standardize
 
 METHODS = ("standardize", "robustize", "mad_robustize")
 
-_VALUES = 2**22  # of a batch: 16 MB of float32
+_VALUES = 2**24  # of a batch: 64 MB of float32; with thousands of columns smaller ones cost more than what they hold
 _READ_AHEAD = 2**20  # bytes of a column in memory at once, however long its row group is
+_ROW_GROUP = 2**26  # bytes: a row group that takes more is read a few rows at a time
 _HELD = 2**26  # bytes: a group that takes more is never in memory as a whole, to normalise it
 
 
@@ -39,8 +43,11 @@ class CellTable:
     paths : tuple of Path
     schema : pyarrow.Schema
         Each column in a type that holds the values of all files.
-    features, others : lists of column names
+    features, others : lists of names
     dtype : float32 if all features are, else float64
+    array : str, optional
+        The column of lists of one length that holds all features, as deepprofile's cells.parquet has it; they are
+        called ARRAY_0, ARRAY_1, ...
     """
 
     paths: tuple[Path, ...]
@@ -48,6 +55,7 @@ class CellTable:
     features: list[str]
     others: list[str]
     dtype: np.dtype
+    array: str | None = None
 
     @classmethod
     def open(
@@ -73,6 +81,12 @@ class CellTable:
             raise InputError(
                 f"{paths[0]}: {nested[0]} is {schema.field(nested[0]).type}; expected text, numbers or dates as a key"
             )
+        if (array := _array(schema, features, paths[0])) is not None:
+            kind = schema.field(array).type
+            others = [name for name in schema.names if name != array]
+            chosen = [f"{array}_{i}" for i in range(kind.list_size)]
+            narrow = kind.value_type in (pa.float32(), pa.float16())
+            return cls(paths, schema, chosen, others, np.dtype("float32" if narrow else "float64"), array)
         chosen = [name for name in features_beside(empty, features, keys) if name not in numbers]
         kinds = {name: schema.field(name).type for name in chosen}
         if other := [name for name, kind in kinds.items() if not _is_number(kind)]:
@@ -83,27 +97,40 @@ class CellTable:
         return cls(paths, schema, chosen, others, np.dtype("float32" if narrow else "float64"))
 
     def batches(self, columns: Sequence[str]) -> Iterator[pa.Table]:
-        """Some columns of all rows; as few rows at a time as 16 MB of features are.
+        """Some features and other columns of all rows; as few rows at a time as 64 MB of features are.
 
         Raises
         ------
         InputError
             A value that the type of the column in all files does not hold.
         """
-        size = max(256, _VALUES // max(1, len(self.features)))
-        chosen = list(dict.fromkeys(columns))
         others = set(self.others)  # `values` reads features of any type
+        chosen = list(dict.fromkeys(name if self.array is None or name in others else self.array for name in columns))
         for path in self.paths:
-            with pq.ParquetFile(path, buffer_size=_READ_AHEAD) as file:
-                kinds = {name: self.schema.field(name).type for name in chosen if name in others}
-                odd = {name: kind for name, kind in kinds.items() if file.schema_arrow.field(name).type != kind}
-                for group in range(file.num_row_groups):  # together they all stay in memory until the last is read
-                    for batch in file.iter_batches(size, row_groups=[group], columns=chosen):
-                        table = pa.Table.from_batches([batch])
-                        yield _cast(table, odd, path) if odd else table
+            about = pq.read_metadata(path)
+            known = about.schema.to_arrow_schema()
+            kinds = {name: self.schema.field(name).type for name in chosen if name in others}
+            odd = {name: kind for name, kind in kinds.items() if known.field(name).type != kind}
+            groups = [group for group in range(about.num_row_groups) if about.row_group(group).num_rows]
+            if max((about.row_group(group).total_byte_size for group in groups), default=0) <= _ROW_GROUP:
+                # a list column is decoded by one thread, so several row groups are at a time
+                tables = map_ahead(partial(_row_group, path, about, chosen), groups, workers())
+            else:
+                tables = in_background(_few_rows(path, chosen, self.features), 1)
+            with closing(tables):
+                for table in tables:
+                    yield _cast(table, odd, path) if odd else table
 
     def values(self, batch: pa.Table, features: Sequence[str]) -> Floats:
-        """Features of a batch, shape (n, n_features), each column in one piece; missing values are NaN."""
+        """Features of a batch, shape (n, n_features); missing values are NaN."""
+        if self.array is not None:
+            column = batch[self.array].combine_chunks()
+            if column.null_count:
+                raise InputError(f"{self.array} is missing in {column.null_count} row(s); leave them out")
+            rows = column.flatten().to_numpy(zero_copy_only=False).reshape(len(batch), len(self.features))
+            if len(features) < len(self.features):
+                rows = rows[:, pd.Index(self.features).get_indexer(pd.Index(features))]
+            return rows.astype(self.dtype, copy=False)
         out = np.empty((len(features), len(batch)), dtype=self.dtype)
         for row, name in zip(out, features, strict=True):
             row[:] = batch[name].to_numpy()
@@ -119,7 +146,7 @@ class CellTable:
             bounds = [0, *(np.flatnonzero(np.diff(codes)) + 1).tolist(), len(codes)]
             for start, end in pairwise(bounds):
                 if codes[start] != last and held:
-                    yield last, np.concatenate(held)
+                    yield last, held[0] if len(held) == 1 else np.concatenate(held)
                     held.clear()
                 last = int(codes[start])
                 held.append(rows[start:end])
@@ -189,8 +216,11 @@ def aggregate_parquet(
     Parameters
     ----------
     source : path of a file or of a folder of files, or list of paths
-    strata, features, operation
+    strata, operation
         As in `aggregate`.
+    features : list of column names, or "infer"
+        As in `aggregate`; or the one column of lists of numbers, such as `features` of deepprofile's cells.parquet,
+        which "infer" takes where there is one. Its features are called features_0, features_1, ...
     compute_object_count : bool
         Add Metadata_Object_Count, the rows of each group.
 
@@ -309,7 +339,9 @@ def normalize_parquet(
     ----------
     source : path of a file or of a folder of files, or list of paths
     output_file : path, .parquet
-    features, method, mad_robustize_epsilon, by
+    features
+        As in `aggregate_parquet`; a column of lists stays one.
+    method, mad_robustize_epsilon, by
         As in `normalize`.
     samples : "all", or a query of columns that are no features
         The rows to learn from.
@@ -371,11 +403,12 @@ def normalize_parquet(
             stacklevel=2,
         )
     metadata = [name for name in table.others if name.startswith(METADATA)]
-    columns = [*metadata, *(name for name in table.others if name not in set(metadata)), *table.features]
+    others = [*metadata, *(name for name in table.others if name not in set(metadata))]
     kind = pa.from_numpy_dtype(table.dtype)
-    others = columns[: len(columns) - len(table.features)]
-    fields = [table.schema.field(name) for name in others] + [pa.field(name, kind) for name in table.features]
-    schema = pa.schema(fields)
+    made = [pa.field(name, kind) for name in table.features]
+    if table.array is not None:
+        made = [pa.field(table.array, pa.list_(kind, len(table.features)))]
+    schema = pa.schema([table.schema.field(name) for name in others] + made)
     with atomic_path(path) as part, parquet_writer(part, schema) as writer:
         for batch in table.batches(table.schema.names):
             codes, rows = groups.codes(batch), table.values(batch, table.features)
@@ -389,7 +422,11 @@ def normalize_parquet(
                 which = codes == code if len(groups) > 1 else slice(None)
                 out[which] = scalers[code]._apply(rows[which])
             arrow = [batch[name] for name in others]
-            writer.write_table(pa.Table.from_arrays([*arrow, *(pa.array(column) for column in out.T)], schema=schema))
+            if table.array is not None:
+                arrow.append(pa.FixedSizeListArray.from_arrays(pa.array(out.ravel()), type=schema.types[-1]))
+            else:
+                arrow += [pa.array(column) for column in out.T]
+            writer.write_table(pa.Table.from_arrays(arrow, schema=schema))
     return path
 
 
@@ -457,6 +494,10 @@ def _common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
     if one == other:
         return one
     one, other = (kind.value_type if pa.types.is_dictionary(kind) else kind for kind in (one, other))
+    if any(map(pa.types.is_fixed_size_list, (one, other))):  # arrow makes one of no fixed size
+        alike = pa.types.is_fixed_size_list(one) and pa.types.is_fixed_size_list(other)
+        values = _common_type(one.value_type, other.value_type) if alike and one.list_size == other.list_size else None
+        return None if values is None else pa.list_(values, one.list_size)
     if any(map(pa.types.is_integer, (one, other))) and any(map(pa.types.is_floating, (one, other))):
         return pa.float64()  # arrow takes float for int32, which does not hold it
     if sum(map(_is_bytes, (one, other))) == 1:
@@ -466,6 +507,29 @@ def _common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
         return pa.unify_schemas(fields, promote_options="permissive").field("x").type
     except pa.ArrowException:
         return None
+
+
+def _array(schema: pa.Schema, features: Features, path: Path) -> str | None:
+    """The column of lists that the features are in, if they are."""
+    lists = [f.name for f in schema if pa.types.is_fixed_size_list(f.type) and pa.types.is_floating(f.type.value_type)]
+    if not isinstance(features, str):
+        return features[0] if len(features) == 1 and features[0] in lists else None
+    if features == "infer" and len(lists) > 1:
+        raise InputError(f"{path}: several columns of lists ({', '.join(lists)}); name one with features=")
+    return lists[0] if features == "infer" and lists else None
+
+
+def _row_group(path: Path, about: pq.FileMetaData, columns: list[str], group: int) -> pa.Table:
+    with pq.ParquetFile(path, metadata=about) as file:
+        return file.read_row_group(group, columns, use_threads=False)
+
+
+def _few_rows(path: Path, columns: list[str], features: Sequence[str]) -> Iterator[pa.Table]:
+    size = max(256, _VALUES // max(1, len(features)))
+    with pq.ParquetFile(path, buffer_size=_READ_AHEAD) as file:
+        for group in range(file.num_row_groups):  # together they all stay in memory until the last is read
+            for batch in file.iter_batches(size, row_groups=[group], columns=columns):
+                yield pa.Table.from_batches([batch])
 
 
 def _is_number(kind: pa.DataType) -> bool:

@@ -12,6 +12,7 @@ from cytominer_tools.columns import CELL, COUNT, PLATE, SITE, WELL, require_colu
 from cytominer_tools.errors import InputError
 from cytominer_tools.files import safe_name
 from cytominer_tools.queries import select
+from cytominer_tools.threads import map_ahead, workers
 from deepprofile.codes import plain_text
 from deepprofile.crop_selection import read_treatments
 from deepprofile.deepprofiler_weights import require_channels
@@ -28,7 +29,7 @@ from deepprofile.sites import site_paths, site_rows
 from deepprofile.splits import split_cells
 from deepprofile.steps import Roles
 from deepprofile.study import Study
-from deepprofile.work import map_ahead, progress, workers
+from deepprofile.work import progress
 
 _FEW_CONTROLS = 16
 _FEW_TREATMENTS = 16

@@ -20,6 +20,7 @@ from cytominer_tools.errors import InputError
 from cytominer_tools.files import atomic_folder, safe_name, sweep
 from cytominer_tools.manifest import Manifest, PlateTable, digest, fingerprint
 from cytominer_tools.tables import read_table, write_table
+from cytominer_tools.threads import map_ahead, workers
 from deepprofile.codes import find_column, plain_text
 from deepprofile.crop_selection import chosen_cells
 from deepprofile.crop_source import (
@@ -38,7 +39,7 @@ from deepprofile.platemaps import plain_well
 from deepprofile.preprocess import Preprocess
 from deepprofile.sites import site_rows
 from deepprofile.study import Study
-from deepprofile.work import Done, log, map_ahead, progress, workers
+from deepprofile.work import Done, log, progress
 
 STAGE = "single-cells"
 TABLE = "sc-metadata.csv"

@@ -18,6 +18,7 @@ from cytominer_tools.files import atomic_folder, atomic_path, safe_name, sweep
 from cytominer_tools.manifest import Manifest, fingerprint
 from cytominer_tools.npz import feature_array
 from cytominer_tools.npz import read_npz as read_arrays
+from cytominer_tools.threads import map_ahead, workers
 from deepprofile.crop_source import site_name
 from deepprofile.features import CARD, feature_settings, plate_features
 from deepprofile.index import load_index, sites_by_well
@@ -25,7 +26,7 @@ from deepprofile.locations import X, Y
 from deepprofile.platemaps import plain_well, well_spellings
 from deepprofile.sites import site_rows
 from deepprofile.study import Study, template_fields
-from deepprofile.work import Done, keep_earlier, log, map_ahead, progress, workers
+from deepprofile.work import Done, keep_earlier, log, progress
 
 STAGE = "npz"
 MODEL = "Metadata_Model"

@@ -11,7 +11,8 @@ import keras
 import numpy as np
 
 from cytominer_tools.errors import InputError
-from deepprofile.work import log, map_ahead, workers
+from cytominer_tools.threads import map_ahead, workers
+from deepprofile.work import log
 
 
 class Replicas:

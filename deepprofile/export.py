@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from cytominer_tools.columns import CELL, PLATE, SITE
 from cytominer_tools.errors import InputError
 from cytominer_tools.manifest import PlateTable, digest
+from cytominer_tools.threads import map_ahead, workers
 from deepprofile.crop_selection import chosen_cells
 from deepprofile.crop_source import (
     CropSource,
@@ -49,7 +50,7 @@ from deepprofile.parts import Share, dealt_sites, dealt_wells
 from deepprofile.preprocess import Preprocess
 from deepprofile.sites import site_rows
 from deepprofile.study import Study
-from deepprofile.work import Done, log, map_ahead, progress, workers
+from deepprofile.work import Done, log, progress
 
 EIGHT_BITS = "crops.normalize zscore has no limits, and 8 bits hold 0 to 1; set export.depth to original"
 _MEMORY = 1 << 25  # bytes of crops that each thread holds

@@ -16,12 +16,13 @@ from cytominer_tools.columns import PLATE, SITE, WELL
 from cytominer_tools.errors import InputError
 from cytominer_tools.files import atomic_path, safe_name
 from cytominer_tools.manifest import PlateTable
+from cytominer_tools.threads import in_background, map_ahead, workers
 from deepprofile.crop_source import lacks_site
 from deepprofile.index import load_index
 from deepprofile.parts import Share, dealt_sites, dealt_wells, plate_lock
 from deepprofile.study import Study
 from deepprofile.views import Job, View, Views, keep_earlier_views, open_views
-from deepprofile.work import Done, in_background, log, map_ahead, progress, workers
+from deepprofile.work import Done, log, progress
 
 if TYPE_CHECKING:
     from deepprofile.extractor import Extractor

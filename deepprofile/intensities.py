@@ -19,6 +19,7 @@ from cytominer_tools.files import atomic_path, safe_name
 from cytominer_tools.manifest import Manifest, fingerprint
 from cytominer_tools.queries import select
 from cytominer_tools.tables import write_table
+from cytominer_tools.threads import map_ahead, workers
 from deepprofile.illumination import (
     FOLDER,
     Correction,
@@ -38,7 +39,7 @@ from deepprofile.percentiles import Counts, Sample
 from deepprofile.quality import SiteQuality, quality_line, quality_table, site_quality
 from deepprofile.sites import image_fingerprint, site_image, site_rows
 from deepprofile.study import Study
-from deepprofile.work import Done, keep_earlier, log, map_ahead, progress, workers
+from deepprofile.work import Done, keep_earlier, log, progress
 
 STAGE = FOLDER
 MEND = "deepprofile illumination"

@@ -18,6 +18,7 @@ from cytominer_tools.columns import CELL, METADATA, PLATE, SITE, WELL
 from cytominer_tools.errors import InputError
 from cytominer_tools.files import atomic_path, safe_name
 from cytominer_tools.manifest import Part, PlateTable, fingerprint
+from cytominer_tools.threads import map_ahead, workers
 from deepprofile.illumination import Correction
 from deepprofile.index import load_index, sites_by_well
 from deepprofile.intensities import plate_correction
@@ -29,7 +30,7 @@ from deepprofile.parts import Share, dealt_sites, dealt_wells, plate_lock
 from deepprofile.registry import load
 from deepprofile.sites import image_fingerprint, site_image, site_rows
 from deepprofile.study import Study
-from deepprofile.work import Done, keep_earlier, log, map_ahead, progress, workers
+from deepprofile.work import Done, keep_earlier, log, progress
 
 STAGE = "locations"
 

@@ -18,6 +18,7 @@ from cytominer_tools.arrays import group_median
 from cytominer_tools.columns import PLATE, SITE, WELL
 from cytominer_tools.errors import InputError
 from cytominer_tools.queries import select
+from cytominer_tools.threads import map_ahead, workers
 from deepprofile.crop_store import encode_crops
 from deepprofile.export import eight_bits
 from deepprofile.index import load_index, sites_by_well
@@ -26,7 +27,6 @@ from deepprofile.locations import X, Y, find_cells, location_settings, plate_loc
 from deepprofile.sites import site_image, site_rows
 from deepprofile.study import Study
 from deepprofile.views import tiles
-from deepprofile.work import map_ahead, workers
 
 R = TypeVar("R")
 

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,15 @@ import numpy as np
 import pandas as pd
 
 from cytominer_tools.aggregation import reduced
+from cytominer_tools.arrays import Floats
 from cytominer_tools.columns import COUNT, METADATA, PLATE, WELL
 from cytominer_tools.errors import InputError
 from cytominer_tools.files import atomic_folder, atomic_path
+from cytominer_tools.frames import with_features
 from cytominer_tools.ledger import features_of, read_ledger
 from cytominer_tools.manifest import Manifest, PlateTable, digest
 from cytominer_tools.tables import read_table, write_table
+from cytominer_tools.threads import map_ahead, workers
 from deepprofile.features import feature_settings, plate_features
 from deepprofile.index import constant_metadata, load_index, sites_by_well
 from deepprofile.recipes import Step
@@ -67,27 +71,35 @@ def aggregate_wells(study: Study) -> Done:
 
     def make() -> _Made:
         rows, keys, left_out = [], [], []
-        for plate, table in tables.items():
-            for well in wells_of[plate]:
-                cells = table.read(well, ["features"])["features"].combine_chunks()
-                values = np.asarray(cells.flatten(), np.float32).reshape(len(cells), cells.type.list_size)
-                if len(cells) >= fewest:
-                    rows.append(reduced(values, np.zeros(len(values), np.int64), study.profiles.operation)[0])
-                    keys.append((plate, well, len(values)))
+        wells = [(plate, well) for plate in tables for well in wells_of[plate]]
+
+        def profile(place: tuple[str, str]) -> tuple[int, Floats | None]:
+            plate, well = place
+            cells = tables[plate].read(well, ["features"])["features"].combine_chunks()
+            values = np.asarray(cells.flatten(), np.float32).reshape(len(cells), cells.type.list_size)
+            if len(cells) < fewest:
+                return len(cells), None
+            return len(cells), reduced(values, np.zeros(len(values), np.int64), study.profiles.operation)[0]
+
+        with closing(map_ahead(profile, wells, workers())) as profiles:
+            for (plate, well), (n, row) in zip(wells, profiles, strict=True):
+                if row is not None:
+                    rows.append(row)
+                    keys.append((plate, well, n))
                 else:
-                    few = f"{len(cells)} cells, fewer than profiles.min_cells ({fewest})"
-                    left_out.append((f"{plate} {well}", few if len(cells) else "no cells"))
+                    few = f"{n} cells, fewer than profiles.min_cells ({fewest})"
+                    left_out.append((f"{plate} {well}", few if n else "no cells"))
         if not rows:
             if fewest > 1:
                 raise InputError(f"{study.features}: no well has {fewest} cells; lower profiles.min_cells")
             raise InputError(f"{study.features}: no well has a cell; look at the locations and at crops.border")
         names = feature_names(study, len(rows[0]))
-        wells = pd.DataFrame(keys, columns=[PLATE, WELL, COUNT]).merge(metadata, on=by, how="left", validate="1:1")
-        wells = pd.concat([wells, pd.DataFrame(np.stack(rows), columns=names)], axis=1)
+        table = pd.DataFrame(keys, columns=[PLATE, WELL, COUNT]).merge(metadata, on=by, how="left", validate="1:1")
+        table = with_features(table, np.stack(rows), names)
         said = {"operation": study.profiles.operation, "min_cells": fewest}
-        cells_of = int(wells[COUNT].sum())
-        step = {"step": "aggregate", "rows": [cells_of, len(wells)], "features": [len(names)] * 2, "settings": said}
-        return _Made(wells, left_out, [{**step, "dropped": {}}])
+        cells_of = int(table[COUNT].sum())
+        step = {"step": "aggregate", "rows": [cells_of, len(table)], "features": [len(names)] * 2, "settings": said}
+        return _Made(table, left_out, [{**step, "dropped": {}}])
 
     return _write(study, "aggregate", WELLS, inputs, make, "wells")
 

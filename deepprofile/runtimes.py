@@ -23,8 +23,9 @@ import numpy as np
 from cytominer_tools.errors import InputError
 from cytominer_tools.files import atomic_path
 from cytominer_tools.manifest import changes
+from cytominer_tools.threads import workers
 from deepprofile.devices import compiled, device_names, frozen_graph
-from deepprofile.work import log, workers
+from deepprofile.work import log
 
 if TYPE_CHECKING:
     import keras

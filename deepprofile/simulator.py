@@ -6,7 +6,6 @@ and an EC50. A site is drawn in steps, each open to more: `place` puts the cells
 simulated and what is not.
 """
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy.typing as npt
 import pandas as pd
 import tifffile
 
+from cytominer_tools import threads
 from cytominer_tools.columns import PLATE, SITE, WELL
 from cytominer_tools.errors import InputError
 from cytominer_tools.files import atomic_path
@@ -234,7 +234,7 @@ def simulate(
 
     jobs = [(well, site) for well in range(len(table)) for site in range(sites)]
     # threads: two made 15.3 sites/s where two processes made 14.2, and they need no __main__ guard
-    with ThreadPoolExecutor(workers or _processors()) as pool:
+    with ThreadPoolExecutor(workers or threads.workers()) as pool:
         try:
             done = list(pool.map(write_site, *zip(*jobs, strict=True)))
         except BaseException:  # also Ctrl-C: do not draw the rest first
@@ -284,7 +284,3 @@ def _key(seed: int, *place: int) -> np.random.SeedSequence:
 def _check(**numbers: int) -> None:
     if bad := [f"{name}={value}" for name, value in numbers.items() if value < 1]:
         raise InputError(f"{', '.join(bad)}: expected 1 or more")
-
-
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

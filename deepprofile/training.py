@@ -23,6 +23,7 @@ from cytominer_tools.files import atomic_path, safe_name
 from cytominer_tools.manifest import Manifest, changes
 from cytominer_tools.queries import select
 from cytominer_tools.tables import read_table, write_table
+from cytominer_tools.threads import map_ahead, workers
 from deepprofile.augmentation import draw
 from deepprofile.batches import Batch, Batches
 from deepprofile.checkpoints import assign, load_state, read_state, save_state, states, values
@@ -45,7 +46,7 @@ from deepprofile.splits import NEITHER, TRAIN, VALIDATION, SplitCells, split_cel
 from deepprofile.study import NAME, Study, Train
 from deepprofile.trackers import trackers
 from deepprofile.trainee import CROPS, Trainee, compile_trainee, predict_logits
-from deepprofile.work import Done, log, map_ahead, progress, workers
+from deepprofile.work import Done, log, progress
 
 if TYPE_CHECKING:
     from deepprofile.deepprofiler_crops import DeepProfilerCrops

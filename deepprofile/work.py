@@ -1,17 +1,12 @@
 """What every stage shares: reading ahead, progress, and what it says at its end."""
 
 import logging
-import os
 import re
 import sys
-import threading
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from queue import Full, Queue
 from typing import Any, TypeVar
 
 from cytominer_tools.errors import InputError
@@ -76,70 +71,6 @@ def by_reason(skipped: Iterable[tuple[str, str]]) -> list[dict[str, Any]]:
         if len(group["first"]) < _NAMED:
             group["first"].append(what)
     return sorted(groups.values(), key=lambda group: -group["count"])
-
-
-def workers() -> int:
-    """Threads that read and decode: one a core that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def map_ahead(
-    function: Callable[[T], R], items: Iterable[T], ahead: int, threads: int | None = None
-) -> Generator[R, None, None]:
-    """`function` of each item, in order, computed in `threads` at most `ahead` items before it is asked for."""
-    pool = ThreadPoolExecutor(threads or workers())
-    waiting: deque[Future[R]] = deque()
-    try:
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > ahead:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def in_background(items: Iterable[T], ahead: int) -> Generator[T, None, None]:
-    """The same items, made by one thread that stays at most `ahead` of them in front."""
-    queue: Queue[tuple[bool, T | BaseException | None]] = Queue(ahead)
-    stop = threading.Event()
-
-    def put(item: tuple[bool, T | BaseException | None]) -> None:
-        while not stop.is_set():
-            try:
-                queue.put(item, timeout=0.1)
-                return
-            except Full:
-                continue
-
-    def produce() -> None:
-        try:
-            for item in items:
-                if stop.is_set():
-                    return
-                put((True, item))
-            put((False, None))
-        except BaseException as error:
-            put((False, error))
-        finally:
-            if hasattr(items, "close"):
-                items.close()
-
-    thread = threading.Thread(target=produce, daemon=True)
-    thread.start()
-    try:
-        while True:
-            more, item = queue.get()
-            if more:
-                yield item  # type: ignore[misc]
-            elif item is None:
-                return
-            else:
-                raise item  # type: ignore[misc]
-    finally:
-        stop.set()
-        thread.join()
 
 
 def keep_earlier(what: str, sites: Sequence[T], refusal: Callable[[T], str]) -> None:

@@ -88,6 +88,24 @@ def test_axes_are_those_of_the_svd(shape):
     np.testing.assert_allclose(axes @ axes.T, np.eye(rank), atol=1e-9)
 
 
+@pytest.mark.parametrize("rank", [5, 40])  # two thin products, and one
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize(("steepest", "close"), [(900, 1e-5), (1e6, 1e-6)])
+def test_float32_rows_are_spherized_as_float64_ones(rank, order, steepest, close):
+    rng = np.random.default_rng(0)
+    axes = np.linalg.qr(rng.normal(size=(40, 40)))[0][:rank]
+    gains, rest = np.geomspace(1, steepest, rank), 0.0 if rank == 40 else 1.0
+    x = np.asarray(rng.normal(size=(700, 40)), dtype=np.float32, order=order)
+    mean, scale = rng.normal(size=40), rng.uniform(1, 2, size=40)
+    exact = (x.astype(np.float64) - mean) / scale
+    exact = exact @ (rest * np.eye(40) + axes.T @ ((gains - rest)[:, None] * axes))
+    found = arrays.spherize(x, mean, scale, axes, gains, rest)
+    assert found.dtype == np.float32
+    # each row by its own length; steep gains go in double precision, and only the result is rounded
+    off = np.linalg.norm(found - exact, axis=1) / np.linalg.norm(exact, axis=1)
+    assert off.max() < close
+
+
 def test_both_gram_matrices_spherize_alike():
     """The same 30 x 20 data: as it is (d x d), and with 40 features of 0 beside it (n x n)."""
     x = normal(30, 20)
@@ -107,7 +125,8 @@ def test_blocks_do_not_show(monkeypatch):
     x = normal(50, 6)
     axes, gains = np.linalg.qr(normal(6, 6, seed=1))[0][:4], np.arange(1.0, 5)
     whole = arrays.spherize(x, x[0], np.ones(6), axes, gains, 0.3)
-    monkeypatch.setattr(arrays, "_BLOCK", 42)
+    monkeypatch.setattr(arrays, "_SMALL_BLOCK", 42)
+    monkeypatch.setattr(arrays, "_ROWS", 7)
     np.testing.assert_allclose(arrays.spherize(x, x[0], np.ones(6), axes, gains, 0.3), whole)
 
 

@@ -24,9 +24,11 @@ def cells(n=3000, dtype="float32"):
     return table
 
 
-@pytest.fixture(autouse=True)
-def small_batches(monkeypatch):
+@pytest.fixture(autouse=True, params=["row groups", "few rows"])
+def small_batches(monkeypatch, request):
     monkeypatch.setattr("cytominer_tools.cell_tables._VALUES", 2000)  # 256 rows, the least
+    if request.param == "few rows":
+        monkeypatch.setattr("cytominer_tools.cell_tables._ROW_GROUP", 0)
 
 
 @pytest.fixture(params=["float32", "float64"])
@@ -51,6 +53,83 @@ def test_aggregate(tmp_path, table, operation):
     counts = result.pop("Metadata_Object_Count")
     pd.testing.assert_frame_equal(result, expected, rtol=1e-6 if operation == "mean" else 1e-12)
     assert counts.tolist() == table.groupby(["Metadata_Plate", "Metadata_Well"], dropna=False).size().tolist()
+
+
+def as_lists(table, path, dtype="float32", name="features"):
+    """The features of a table as one column of lists, a row group a well, as `deepprofile profile` writes them."""
+    features = [column for column in table if column.startswith("Cells_")]
+    values = pa.array(table[features].to_numpy(dtype).ravel())
+    keys = pa.Table.from_pandas(table.drop(columns=features), preserve_index=False)
+    lists = keys.append_column(name, pa.FixedSizeListArray.from_arrays(values, len(features)))
+    with pq.ParquetWriter(path, lists.schema) as writer:
+        for _, rows in table.reset_index().groupby(["Metadata_Plate", "Metadata_Well"], sort=False).groups.items():
+            writer.write_table(lists.slice(rows[0], len(rows)))
+    return path
+
+
+@pytest.mark.parametrize("operation", ["median", "mean"])
+@pytest.mark.parametrize("by", [["Metadata_Plate", "Metadata_Well"], ["Metadata_Compound"]])  # together, in pieces
+def test_lists_aggregate_as_columns_do(tmp_path, operation, by):
+    table = cells()
+    result = aggregate_parquet(as_lists(table, tmp_path / "a.parquet"), by, operation=operation)
+    expected = aggregate(table, by, operation=operation)
+    expected.columns = [name.replace("Cells", "features") for name in expected]
+    pd.testing.assert_frame_equal(result, expected, rtol=1e-6, atol=1e-7 if operation == "mean" else 0)
+
+
+def test_lists_of_several_precisions(tmp_path):
+    (tmp_path / "in").mkdir()
+    as_lists(cells(), tmp_path / "in" / "a.parquet")
+    as_lists(cells(), tmp_path / "in" / "b.parquet", "float64")
+    assert aggregate_parquet(tmp_path / "in", "Metadata_Compound").dtypes.iloc[1] == np.float64
+
+
+@pytest.mark.parametrize("method", ["standardize", "robustize"])
+def test_normalized_lists_stay_lists(tmp_path, method):
+    table = cells()
+    path = as_lists(table, tmp_path / "a.parquet")
+    options = {"samples": "Metadata_Compound == 'dmso'", "method": method, "by": "Metadata_Plate"}
+    normalize_parquet(path, tmp_path / "out.parquet", **options)
+    found = pq.read_table(tmp_path / "out.parquet")
+    assert found.schema.field("features").type == pa.list_(pa.float32(), 4)
+    expected = normalize(table.drop(columns="note"), **options)
+    rows = np.stack(found["features"].to_numpy())
+    np.testing.assert_allclose(rows, expected.filter(like="Cells_"), rtol=2e-5, atol=2e-6)
+    assert found["Metadata_Well"].to_pylist() == table["Metadata_Well"].tolist()
+
+
+def test_lists_of_half_precision_are_scaled_in_single(tmp_path):
+    path = as_lists(cells(), tmp_path / "a.parquet", "float16")
+    normalize_parquet(path, tmp_path / "out.parquet")
+    assert pq.read_schema(tmp_path / "out.parquet").field("features").type == pa.list_(pa.float32(), 4)
+
+
+def test_a_missing_list_and_two_columns_of_lists_are_refused(tmp_path):
+    path = as_lists(cells(), tmp_path / "a.parquet")
+    table = pq.read_table(path)
+    pq.write_table(table.append_column("other", table["features"]), tmp_path / "two.parquet")
+    with pytest.raises(InputError, match=r"several columns of lists \(features, other\); name one with features="):
+        aggregate_parquet(tmp_path / "two.parquet")
+    one = aggregate_parquet(tmp_path / "two.parquet", features=["other"])
+    assert list(one)[2:] == [f"other_{i}" for i in range(4)]
+    holed = table.set_column(
+        table.schema.get_field_index("features"),
+        "features",
+        pa.array([None, *table["features"].to_pylist()[1:]], table.schema.field("features").type),
+    )
+    pq.write_table(holed, tmp_path / "holed.parquet")
+    with pytest.raises(InputError, match=r"features is missing in 1 row\(s\); leave them out"):
+        aggregate_parquet(tmp_path / "holed.parquet")
+
+
+def test_lists_of_other_lengths_are_refused(tmp_path):
+    (tmp_path / "in").mkdir()
+    as_lists(cells(), tmp_path / "in" / "a.parquet")
+    as_lists(cells().drop(columns="Cells_3"), tmp_path / "in" / "b.parquet")
+    with pytest.raises(
+        InputError, match=r"features is fixed_size_list.*\[3\] in .*b.parquet and .*\[4\] in .*a.parquet"
+    ):
+        aggregate_parquet(tmp_path / "in")
 
 
 @pytest.mark.parametrize("operation", ["median", "mean"])

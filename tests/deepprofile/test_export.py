@@ -276,7 +276,7 @@ def test_the_workers_do_not_matter(located, tmp_path, monkeypatch):
     for n in (1, 5):
         root = tmp_path / f"with{n}"
         shutil.copytree(located.root, root)
-        monkeypatch.setattr("deepprofile.work.workers", lambda n=n: n)
+        monkeypatch.setattr("cytominer_tools.threads.workers", lambda n=n: n)
         monkeypatch.setattr(deepprofile.export, "workers", lambda n=n: n)
         export_crops(configure(root, locate=KEPT, export={"per_treatment": 30, "fraction": 0.9}))
         found.append(stored(root))

@@ -159,7 +159,7 @@ def test_workers_do_not_change_a_byte(shaded, method, monkeypatch):
     measure_intensities(study)
     before = derived(study.root)
     shutil.rmtree(study.root / "illumination")
-    monkeypatch.setattr("deepprofile.work.workers", lambda: 7)
+    monkeypatch.setattr("cytominer_tools.threads.workers", lambda: 7)
     monkeypatch.setattr("deepprofile.intensities.workers", lambda: 5)
     measure_intensities(study)
     assert derived(study.root) == before

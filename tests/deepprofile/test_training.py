@@ -12,6 +12,7 @@ import pytest
 from study_factory import configure, run
 
 from cytominer_tools.errors import InputError
+from cytominer_tools.threads import workers
 from deepprofile import devices, training
 from deepprofile.batches import Batches
 from deepprofile.checks import check_study
@@ -19,7 +20,6 @@ from deepprofile.export import export_crops
 from deepprofile.extractor import load_extractor
 from deepprofile.networks import build_network
 from deepprofile.training import train_network
-from deepprofile.work import workers
 
 TRAIN = {
     "init": "random",

@@ -18,6 +18,7 @@ import deepprofile.features
 import deepprofile.views
 from cytominer_tools.columns import CELL, PLATE, SITE, WELL
 from cytominer_tools.errors import InputError
+from cytominer_tools.threads import workers
 from deepprofile.crop_store import Crops
 from deepprofile.export import export_crops
 from deepprofile.features import CARD, plate_features, profile_cells
@@ -25,7 +26,6 @@ from deepprofile.intensities import measure_intensities, read_levels
 from deepprofile.locations import X, Y, locate_cells
 from deepprofile.profiles import aggregate_wells
 from deepprofile.views import tiles
-from deepprofile.work import workers
 
 KEPT = {"labels": True}
 STORED = {"source": "crops"}

@@ -3,7 +3,8 @@ import time
 
 import pytest
 
-from deepprofile.work import Done, Progress, by_reason, in_background, map_ahead, progress
+from cytominer_tools.threads import in_background, map_ahead
+from deepprofile.work import Done, Progress, by_reason, progress
 
 
 def wait_until(condition):
