@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from cytominer_tools.columns import feature_columns, require_columns
+from cytominer_tools.columns import METADATA, feature_columns, require_columns
 from cytominer_tools.errors import InputError
 from evaluation.scores import SIMILARITIES, finite_features
 from evaluation.similarity import Floats, Similarity
@@ -217,10 +217,12 @@ def similarity_figure(
             ]
             axis.set_yticks(middle, short, fontsize=size)
             axis.tick_params(axis="y", length=0, pad=4)
-            axis.set_xlabel(labels)
+            axis.set_xlabel(labels.removeprefix(METADATA))
         else:
             axis.set_yticks([])
-            axis.set_xlabel(f"{labels}: {len(starts)} classes in order of their names (too many to name here)")
+            axis.set_xlabel(
+                f"{labels.removeprefix(METADATA)}: {len(starts)} classes in order of their names, too many to show"
+            )
         if scale == 1 and len(starts) < len(words):
             known = words.iloc[starts].ne(NO_LABEL).to_numpy()
             for start, stop in zip(starts[known], stops[known], strict=True):

@@ -12,9 +12,10 @@
   const figures = [];
 
   // --- numbers and words ---------------------------------------------------------------------------------------
-  const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
-  function codes(text) {
-    const raw = bytes(text), out = new Array(raw.length / 2);
+  // numbers and pictures stand in `texts`, once for all sets that have them
+  const bytes = (at) => Uint8Array.from(atob(DATA.texts[at]), (c) => c.charCodeAt(0));
+  function codes(at) {
+    const raw = bytes(at), out = new Array(raw.length / 2);
     for (let i = 0; i < out.length; i++) {
       const code = raw[2 * i] + 256 * raw[2 * i + 1];
       out[i] = code === MISSING ? -1 : code;
@@ -159,6 +160,43 @@
       ], { title: head("Hits beyond chance"), xaxis: axis("share of the list of neighbours"), yaxis: axis("share of matches") });
       note("curves", `${found.n} profiles, ${found.labels} labels. Area of the hits over the first fifth of the list, ` +
         `5 times: ${said(found.s20)} (0 by chance, 0.9 at best).`);
+    },
+  });
+
+  // --- runs that were compared ------------------------------------------------------------------------------------------
+  const RUN_SCORES = { enrichment: "Enrichment (odds ratio)", precision_at_r: "Precision at R", mean_average_precision: "Mean average precision" };
+  const DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "solid"];
+  if (DATA.runs) figure("runs", {
+    draw() {
+      const found = DATA.runs, all = range(found.names.length), by = found.scores.mean_average_precision[0];
+      // the best ones have a colour, a dash and a shape of their own, in the order of the table
+      const best = new Set([...all].sort((a, b) => (by[b] ?? -1) - (by[a] ?? -1)).slice(0, CLASSES.length));
+      const place = new Map([...all].filter((i) => best.has(i)).map((i, n) => [i, n]));
+      const colour = (i) => (best.has(i) ? CLASSES[place.get(i)] : PALE), shape = (i) => (best.has(i) ? SHAPES[place.get(i)] : "circle");
+      const order = [...all.filter((i) => !best.has(i)), ...place.keys()];
+      const words = found.names.map((word) => plain(clipped(word, 28)));
+      Object.keys(RUN_SCORES).forEach((score, k) => {
+        const [value, low, high] = found.scores[score], known = all.filter((i) => value[i] !== null);
+        const log = score === "enrichment" && known.every((i) => value[i] > 0 && low[i] > 0);
+        plot($(`runs-plot${k || ""}`), [{ mode: "markers", x: known.map((i) => value[i]), y: known, cliponaxis: false,
+          marker: { size: 9, color: known.map(colour), symbol: known.map(shape) },
+          error_x: { type: "data", symmetric: false, array: known.map((i) => high[i] - value[i]), arrayminus: known.map((i) => value[i] - low[i]), color: GREY, thickness: 1.5, width: 3 },
+          text: known.map((i) => `${plain(found.names[i])}<br>${said(value[i])} (${said(low[i])} to ${said(high[i])})`), hoverinfo: "text" }], {
+          height: Math.max(150, 70 + 22 * all.length), title: head(RUN_SCORES[score]), margin: { l: 20, r: 12, t: 28, b: 36 },
+          xaxis: axis("", log ? { type: "log", nticks: 6 } : { rangemode: "tozero", nticks: 6 }),
+          yaxis: axis("", { range: [all.length - 0.5, -0.5], tickmode: "array", tickvals: all, ticktext: words, ticks: "", showgrid: false, tickfont: { size: 10 } }),
+          annotations: known.length ? [] : [{ text: "undefined; the table says why", x: 0.5, xref: "paper", y: 0.5, yref: "paper", showarrow: false }] });
+      });
+      const curve = (k, part, x, y, called, xtitle, more, chance) => plot($(`runs-plot${k}`), [
+        ...chance, ...order.map((i) => ({ x: found.curves[part][i][x], y: found.curves[part][i][y], name: words[i], mode: "lines", showlegend: best.has(i),
+          line: { color: colour(i), width: best.has(i) ? 2 : 1, dash: best.has(i) ? DASHES[place.get(i)] : "solid" }, hovertemplate: `${words[i]}<br>%{x:.3g}: %{y:.3g}` }))], {
+        height: 300, title: head(called), showlegend: true, xaxis: axis(xtitle), yaxis: axis(""), ...more });
+      const dotted = (x, y) => [{ x, y, mode: "lines", showlegend: false, hoverinfo: "skip", line: { color: GREY, dash: "dot", width: 1 } }];
+      const first = found.curves.precision_recall[0], ends = found.curves.enrichment[0].percentile;
+      curve(3, "enrichment", "percentile", "robust", "Enrichment", "percentile of similarity", { yaxis: axis("odds ratio", { type: "log", nticks: 5 }) }, dotted([ends[0], ends.at(-1)], [1, 1]));
+      curve(4, "precision_recall", "k", "precision", "Precision", "k nearest profiles", { yaxis: axis("mean precision", { range: [0, 1.03] }) }, dotted(first.k, first.chance));
+      curve(5, "hits", "share", "excess", "Hits beyond chance", "share of the list of neighbours", { yaxis: axis("share of matches") }, dotted([0, 1], [0, 0]));
+      note("runs", all.length > best.size ? `The ${best.size} runs with the highest mean average precision are in colour.` : "");
     },
   });
 
@@ -389,10 +427,14 @@
         yaxis2: { domain: [0.86, 1], showgrid: false, zeroline: false, title: { text: tree ? "distance" : "", font: { size: 10 } }, nticks: 3, tickfont: { size: 9 }, visible: tree, fixedrange: true } });
       const words = [`${n} treatments.`];
       if (found.total > n) words.push(`Of ${found.total} these are of the largest classes.`);
-      if (at >= 0) {
-        const near = range(n).filter((j) => j !== at).sort((a, b) => z[at][b] - z[at][a]).slice(0, 5);
-        words.push(`Nearest to ${name(state.treatment)}: ` + near.map((j) => `${name(ids[j])}${set.treatments.moa[ids[j]] ? ` (${set.treatments.moa[ids[j]]})` : ""} ${said(z[at][j])}${z[at][j] >= found.limit * 0.999 ? " or more" : ""}`).join("; ") + ".");
-      } else if (state.treatment !== null) words.push(`${name(state.treatment)} is not among them.`);
+      if (state.treatment !== null && at < 0) words.push(`${name(state.treatment)} is not among them.`);
+      const row = state.treatment === null ? -1 : codes(found.nearest.of).indexOf(state.treatment);
+      if (row >= 0) {
+        const most = found.nearest.most, part = (list) => list.slice(row * most, (row + 1) * most);
+        const cosine = part(numbers(found.nearest.cosine));
+        words.push(`Nearest to ${name(state.treatment)}: ` + part(codes(found.nearest.who)).map((t, k) =>
+          `${name(t)}${set.treatments.moa[t] ? ` (${set.treatments.moa[t]})` : ""} ${said(cosine[k])}`).join("; ") + ".");
+      }
       note("similarity", words.join(" "));
     },
     marks: true,
@@ -495,13 +537,13 @@
         const box = make("div", undefined, div), image = document.createElement("img");
         box.className = "strip";
         make("p", words, box);
-        image.src = `data:image/jpeg;base64,${found.strips[key]}`;
+        image.src = `data:image/jpeg;base64,${DATA.texts[found.strips[key]]}`;
         image.alt = `Cells of ${words}`;
         box.appendChild(image);
       };
-      if (found.strips[""]) strip("", "controls");
+      if (found.strips[""] !== undefined) strip("", "controls");
       const there = Object.keys(found.strips).filter(Boolean), mine = state.treatment === null ? null : name(state.treatment);
-      const shown = mine !== null && found.strips[mine] ? [mine] : mine !== null ? [] : there.slice(0, 6);
+      const shown = mine !== null && found.strips[mine] !== undefined ? [mine] : mine !== null ? [] : there.slice(0, 6);
       for (const key of shown) strip(key, key);
       const words = mine !== null && !shown.length ? `No cells of ${mine} are in this file. ` : mine === null && there.length > 6 ? "Six treatments are shown; choose one to see it. " : "";
       note("cells", `${words}${found.about ? found.about + " " : ""}The file has cells of ${there.length} treatments${found.given > there.length ? `, of ${found.given}` : ""}.`);

@@ -12,24 +12,40 @@ import numpy as np
 import pandas as pd
 
 from cytominer_tools.columns import METADATA
-from evaluation.report_parts import Result, score_intervals
+from evaluation.comparison import SCORES, Comparison
+from evaluation.report_parts import Result, score_interval
 
 
-def page_of(
-    title: str,
+def body_of(
     results: Sequence[Result],
-    data: Mapping[str, Any],
-    plotly: str,
+    sets: Sequence[Mapping[str, Any]],
     *,
     quality: pd.DataFrame | None,
-    comparison: pd.DataFrame | None,
+    comparison: Comparison | None,
     settings: str,
     seed: int,
 ) -> str:
-    """The page; `data` is what report.js draws, `plotly` the text of plotly.js, the rest as in `evaluation.report`."""
-    inner = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
-    # inside a script element only these could end it
-    inner = inner.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+    """The links and the sections; `sets` is what report.js draws of `results`, the rest as in `evaluation.report`."""
+    parts = [
+        _scores(results, sets, seed),
+        *(() if comparison is None else (_comparison(comparison),)),
+        *_FIGURES,
+        _quality(quality),
+        _selection(results),
+        _left_out(results),
+        _provenance(results, settings),
+    ]
+    links = "".join(f'<a href="#{name}">{escape(heading)}</a>' for name, heading, _ in parts)
+    sections = "\n".join(
+        f'<section id="{name}"><h2>{escape(heading)}</h2>\n{html}\n</section>' for name, heading, html in parts
+    )
+    return f"<nav>{links}</nav>\n<noscript><p>The figures need JavaScript; the tables do not.</p></noscript>\n" + (
+        f"<main>\n{sections}\n</main>"
+    )
+
+
+def page_of(title: str, body: str, data: str, plotly: str, *, warnings: Sequence[str], several: bool) -> str:
+    """The page; `data` is what report.js draws, as JSON that ends no element, `plotly` the text of plotly.js."""
     code = files("evaluation").joinpath("report.js").read_text("utf-8")
     style = files("evaluation").joinpath("report.css").read_text("utf-8")
     plotly = plotly.replace("</script", "<\\/script")
@@ -41,21 +57,8 @@ def page_of(
         f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; "
         "form-action 'none'; base-uri 'none'"
     )
-    body = [
-        _scores(results, seed),
-        *(() if comparison is None else (_comparison(comparison),)),
-        *_FIGURES,
-        _quality(quality),
-        _selection(results),
-        _left_out(results),
-        _provenance(results, settings),
-    ]
-    parts = [(name, heading, html) for name, heading, html in body]
-    links = "".join(f'<a href="#{name}">{escape(heading)}</a>' for name, heading, _ in parts)
-    sections = "\n".join(
-        f'<section id="{name}"><h2>{escape(heading)}</h2>\n{html}\n</section>' for name, heading, html in parts
-    )
-    several = "" if len(results) > 1 else " hidden"
+    told = "".join(f"<p>{escape(words)}</p>" for words in warnings)
+    told = f'<div class="warning" role="alert">{told}</div>\n' if told else ""
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -71,7 +74,7 @@ def page_of(
 <header>
 <h1>{escape(title)}</h1>
 <div class="controls">
-<label{several}>Profiles <select id="set"></select></label>
+<label{"" if several else " hidden"}>Profiles <select id="set"></select></label>
 <label>Treatment
 <input id="treatment" list="treatments" autocomplete="off" placeholder="name, or click a point"></label>
 <datalist id="treatments"></datalist>
@@ -79,12 +82,8 @@ def page_of(
 </div>
 <p id="chosen" role="status"></p>
 </header>
-<nav>{links}</nav>
-<noscript><p>The figures need JavaScript; the tables do not.</p></noscript>
-<main>
-{sections}
-</main>
-<script type="application/json" id="data">{inner}</script>
+{told}{body}
+<script type="application/json" id="data">{data}</script>
 <script>{plotly}</script>
 <script>{code}</script>
 </body>
@@ -113,6 +112,18 @@ def _choice(name: str, words: str) -> str:
     return f'<label>{words} <select id="{name}"></select></label>'
 
 
+_SCORES = {
+    "enrichment": "Enrichment",
+    "precision_at_r": "Precision at R",
+    "mean_average_precision": "Mean average precision",
+}
+_OF_RUNS = {
+    "epoch": "Epoch",
+    "train_accuracy": "Training accuracy",
+    "val_accuracy": "Validation accuracy",
+    "batch_before": "Batch before",
+    "batch_after": "Batch after",
+}
 _FIGURES = (
     _figure(
         "curves",
@@ -190,7 +201,7 @@ _FIGURES = (
 )
 
 
-def _scores(results: Sequence[Result], seed: int) -> tuple[str, str, str]:
+def _scores(results: Sequence[Result], sets: Sequence[Mapping[str, Any]], seed: int) -> tuple[str, str, str]:
     rows: list[list[str]] = []
     notes: list[str] = []
     extra: list[str] = []
@@ -203,7 +214,7 @@ def _scores(results: Sequence[Result], seed: int) -> tuple[str, str, str]:
             extra += [name for name in map(str, result.scores.columns) if name not in [*known, *extra]]
     head = ["Profiles", "Score", "Value", "95 % interval", "Chance", "Permuted: mean (95 %)", "p", "Cell count"]
     head += [short(name) for name in extra] + ["n"]
-    for result in results:
+    for result, drawn in zip(results, sets, strict=True):
         for row in (result.scores if result.scores is not None else pd.DataFrame()).to_dict("records"):
             level = str(row.get("profiles", ""))
             across = row.get("across")
@@ -211,10 +222,13 @@ def _scores(results: Sequence[Result], seed: int) -> tuple[str, str, str]:
             what = f"{level} by {short(str(row['labels']))}{f', across {beyond}' if beyond else ''}".strip()
             name = f"{result.name}: {what}" if len(results) > 1 else what
             low, high = row.get("low", np.nan), row.get("high", np.nan)
-            if row["score"] == "precision_at_r" and level in result.queries and not beyond and pd.isna(low):
-                found = score_intervals(result.queries[level], seed=seed)
-                low, high = found.low, found.high
             value = row["value"]
+            if level in result.queries and not beyond and pd.isna(low) and pd.notna(value):
+                found = score_interval(result.queries[level], str(row["score"]), seed=seed)
+                low, high = found.low, found.high
+                ends = drawn["curves"].get(level, {}).get("interval")
+                if row["score"] == "enrichment" and "99.5" in str(row["setting"]) and ends and None not in ends:
+                    low, high = min(ends[0], value), max(ends[1], value)  # draws count half a pair more than the value
             count = row.get("cell_count", np.nan)
             rows.append(
                 [
@@ -245,10 +259,55 @@ def _scores(results: Sequence[Result], seed: int) -> tuple[str, str, str]:
     return "scores", "Scores", _table(head, rows, caption) + _list(notes)
 
 
-def _comparison(comparison: pd.DataFrame) -> tuple[str, str, str]:
-    head = [short(str(name)) for name in comparison.columns]
-    rows = [[_said_number(value) for value in row] for row in comparison.itertuples(index=False)]
-    return "comparison", "Comparison of runs", _table(head, rows, "As `deepprofile compare` wrote it.")
+def _comparison(comparison: Comparison) -> tuple[str, str, str]:
+    table = comparison.table
+    about = [name for name in _OF_RUNS if name in table]
+    head = ["Run", *(f"{_SCORES[score]} (95 %)" for score in SCORES), *(_OF_RUNS[name] for name in about), "n"]
+    rows = []
+    for row in table.to_dict("records"):
+        scores = [f"{_said_number(row[s])} ({_span(row[f'{s}_low'], row[f'{s}_high'])})" for s in SCORES]
+        others = [_said_number(row[name]) for name in about]
+        rows.append([str(row["run"]), *scores, *others, _said_number(row["n"])])
+    caption = (
+        f"All runs on the same {rows[0][-1]} profiles, by {short(str(table['labels'].iloc[0]))}. Enrichment is the "
+        "odds ratio of sharing a label among the most similar 0.5 % of pairs; intervals redraw whole classes. Batch "
+        "before and after normalization: the odds ratio of sharing a batch among the most similar pairs of controls; "
+        "1 is chance, more is a batch effect. – is not known or undefined."
+    )
+    body = _table(head, rows, caption)
+    first = str(table["run"].iloc[0])
+    tests = comparison.pairs[comparison.pairs["against"] == first]
+    if len(tests):
+        pairs = [
+            [
+                str(row["run"]),
+                _SCORES[str(row["score"])],
+                ("× " if row["score"] == "enrichment" else "") + _said_number(row["difference"]),
+                _span(row["low"], row["high"]),
+                _said_number(row["p"]),
+                str(row["test"]),
+            ]
+            for row in tests.to_dict("records")
+        ]
+        body += _table(
+            ["Run", "Score", f"Difference from {first}", "95 % interval", "p", "Test"],
+            pairs,
+            "On the same profiles, each with itself; of enrichment the ratio (×). p is not corrected for how many runs "
+            "there are.",
+        )
+    _, _, figure = _figure(
+        "runs",
+        "",
+        "Above: each score with its 95 % interval. Below: the curves behind them, as under Score curves. Dotted: "
+        "chance.",
+        "",
+        6,
+    )
+    return "runs", "Comparison of runs", figure + body
+
+
+def _span(low: Any, high: Any) -> str:
+    return "–" if pd.isna(low) else f"{_said_number(low)} to {_said_number(high)}"
 
 
 def _quality(quality: pd.DataFrame | None) -> tuple[str, str, str]:

@@ -162,3 +162,14 @@ def test_a_run_without_any_match_on_top_has_a_value_in_its_interval():
     table = compare_runs(runs, key=["Metadata_Compound"], labels="Metadata_MOA", draws=50).table
     known = table[table["enrichment"].notna()]
     assert ((known["enrichment_low"] <= known["enrichment"]) & (known["enrichment"] <= known["enrichment_high"])).all()
+
+
+def test_the_figure_says_a_reason_to_its_end():
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame({"k": list("abcd"), "m": list("xxyy")})
+    runs = {name: table.join(pd.DataFrame(rng.normal(size=(4, 2))).add_prefix("f")) for name in "rs"}
+    found = compare_runs(runs, key=["k"], labels="m", draws=10)
+    [text] = comparison_figure(found).axes[0].texts
+    reason = found.table["reason"][0]
+    assert len(reason) > 60
+    assert reason in " ".join(text.get_text().split())
