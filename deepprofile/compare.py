@@ -67,7 +67,7 @@ class Compared:
         ]
         rows = [head]
         for row in self.table.to_dict("records"):
-            scores = [f"{_number(row[s])} ({_number(row[f'{s}_low'])}-{_number(row[f'{s}_high'])})" for s in SCORES]
+            scores = [_with_ends(row[s], row[f"{s}_low"], row[f"{s}_high"]) for s in SCORES]
             others = [_number(row[c]) for c in ("train_accuracy", "val_accuracy", "batch_before", "batch_after")]
             rows.append([str(row["run"]), *scores, *others, f"{row['n']:,}"])
         widths = [max(len(row[at]) for row in rows) for at in range(len(head))]
@@ -87,12 +87,11 @@ class Compared:
                     told.append(f"{_WORDS[row['score']]} {change} ({ends}), p = {_number(row['p'])}")
             if told:
                 lines.append(f"{run} against {first}: {'; '.join(told)}")
-        funnel = "; ".join(f"{rule}: {rows}" for rule, rows in self.comparison.selection.itertuples(index=False))
-        lines.append(
-            f"Compared by {self.table['labels'].iloc[0].removeprefix(METADATA)}. {funnel[0].upper()}{funnel[1:]}."
-        )
-        reasons = [reason for reason in self.table["reason"].unique() if reason]
-        lines += [f"Enrichment: {reason}" for reason in reasons]
+        funnel = ", ".join(f"{rule}: {rows}" for rule, rows in self.comparison.selection.itertuples(index=False))
+        lines.append(f"Compared, {self.table['labels'].iloc[0].removeprefix(METADATA)}: {funnel}.")
+        for reason, runs in self.table.groupby("reason", sort=False)["run"]:
+            if reason:
+                lines.append(f"Enrichment of {', '.join(runs)}: {reason}")
         return [*lines, *(f"Left out: {what}: {why}" for what, why in self.left_out)]
 
 
@@ -315,6 +314,10 @@ def _write(
         path.write_text(json.dumps(told, indent=1) + "\n", "utf-8")
     with atomic_path(folder / "compare.png") as path:
         comparison_figure(compared).savefig(path, dpi=150, metadata={"Software": None})
+
+
+def _with_ends(value: float, low: float, high: float) -> str:
+    return "-" if pd.isna(value) else f"{_number(value)} ({_number(low)}-{_number(high)})"
 
 
 def _number(value: float) -> str:

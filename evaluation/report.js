@@ -293,7 +293,7 @@
       else if (test) words.push(`Edge test among ${set.wells.among}: an edge well is higher in ${said(100 * test.higher)} % of pairs, ` +
         `p = ${said(test.p)} (${test.edge} edge, ${test.inner} inner wells; ${set.wells.tested} columns were tested).`);
       const [kept, all] = set.wells.features;
-      words.push(kept < all ? `Of ${all} features the ${kept} with the lowest p are in this file.` : "");
+      words.push(kept === all ? "" : kept ? `Of ${all} features the ${kept} with the lowest p are in this file.` : `The ${all} features are not in this file.`);
       if (marked.x.length) words.push(`Framed: ${name(state.treatment)}.`);
       note("plates", words.filter(Boolean).join(" "));
     },

@@ -139,7 +139,7 @@ def report(
     def page(data: str, words: Sequence[str]) -> str:
         return page_of(title, body, data, plotly, warnings=[*warnings, *words], several=len(given) > 1)
 
-    rest = len(page("", ["x" * 1000]).encode())  # of which a sentence on what is left out
+    rest = len(page("", ["x" * 300] * (1 + len(sets))).encode())  # of which a sentence on what is left out
     whole = page(*_fitted(about, sets, LARGEST - rest))
     with atomic_path(Path(path)) as part:
         part.write_text(whole, "utf-8", newline="\n")

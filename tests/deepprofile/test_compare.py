@@ -144,7 +144,7 @@ def test_a_recipe_that_is_gone_is_left_out(done):
 def test_the_command(done):
     told = CliRunner().invoke(main, ["compare", str(done.root), "--level", "replicates"])
     assert told.exit_code == 0, told.output
-    assert "Compared by Compound. Profiles of small_cnn_untrained: 12; in all runs: 12" in told.output
+    assert "Compared, Compound: profiles of small_cnn_untrained: 12" in told.output
     told = CliRunner().invoke(main, ["compare", str(done.root), "--json"])
     assert json.loads(told.stdout)["runs"][0]["model"] == MODEL
 
