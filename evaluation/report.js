@@ -69,6 +69,15 @@
     hoverlabel: { align: "left", namelength: 0 }, ...more,
   });
   const head = (text) => ({ text, x: 0, xref: "paper", xanchor: "left", font: { size: 13 }, y: 0.98, yanchor: "top" });
+  // ticks of an axis of logarithms: 1, 2, 5, 10 or, over more than two decades, powers of ten
+  function decades(values) {
+    const known = values.filter((v) => v > 0).map(Math.log10);
+    if (!known.length) return {};
+    const low = Math.floor(Math.min(...known)), high = Math.ceil(Math.max(...known)), far = Math.max(...known) - Math.min(...known) > 2;
+    const step = Math.max(1, Math.ceil((high - low) / 5));
+    const ticks = far ? range(high - low + 1).filter((k) => k % step === 0).map((k) => 10 ** (low + k)) : range(high - low + 1).flatMap((k) => [1, 2, 5].map((m) => m * 10 ** (low + k)));
+    return { type: "log", tickmode: "array", tickvals: ticks, ticktext: ticks.map(said) };
+  }
   const clickable = new WeakSet();
   function plot(div, traces, about) {
     Plotly.react(div, traces, layout(about), CONFIG);
@@ -146,14 +155,14 @@
         line(p.k, p.precision, "precision", BLUE), line(p.k, p.recall, "recall", "#009e73", { marker: { symbol: "square", size: 5 } }),
         line(p.k, p.chance, "precision by chance", GREY, { mode: "lines", line: { color: GREY, dash: "dot" } }),
       ], { title: head("Precision and recall"), showlegend: true, xaxis: axis("k nearest profiles", { rangemode: "tozero" }),
-        yaxis: axis("mean", { range: [0, 1.03] }) });
+        yaxis: axis("mean over profiles", { range: [0, 1.03] }) });
       plot($("curves-plot1"), [
         line(e.percentile, e.robust_high, "", BLUE, { mode: "lines", line: { width: 0 }, hoverinfo: "skip", hovertemplate: null }),
         line(e.percentile, e.robust_low, "", BLUE, { mode: "lines", line: { width: 0 }, fill: "tonexty",
           fillcolor: "rgba(0,114,178,.18)", hoverinfo: "skip", hovertemplate: null }),
         line(e.percentile, e.robust, "odds ratio", BLUE),
         line([e.percentile[0], e.percentile.at(-1)], [1, 1], "chance", GREY, { mode: "lines", line: { color: GREY, dash: "dot" } }),
-      ], { title: head("Enrichment"), xaxis: axis("percentile of similarity"), yaxis: axis("odds ratio", { type: "log", dtick: 1 }) });
+      ], { title: head("Enrichment"), xaxis: axis("percentile of similarity"), yaxis: axis("odds ratio", decades([1, ...e.robust_low, ...e.robust_high].filter((v) => v !== null))) });
       plot($("curves-plot2"), [
         line(h.share, h.excess, "", BLUE, { mode: "lines" }),
         line([0, 1], [0, 0], "", GREY, { mode: "lines", line: { color: GREY, dash: "dot" } }),
@@ -183,9 +192,9 @@
           error_x: { type: "data", symmetric: false, array: known.map((i) => high[i] - value[i]), arrayminus: known.map((i) => value[i] - low[i]), color: GREY, thickness: 1.5, width: 3 },
           text: known.map((i) => `${plain(found.names[i])}<br>${said(value[i])} (${said(low[i])} to ${said(high[i])})`), hoverinfo: "text" }], {
           height: Math.max(150, 70 + 22 * all.length), title: head(RUN_SCORES[score]), margin: { l: 20, r: 12, t: 28, b: 36 },
-          xaxis: axis("", log ? { type: "log", nticks: 6 } : { rangemode: "tozero", nticks: 6 }),
+          xaxis: axis("", !known.length ? { visible: false } : log ? decades(known.flatMap((i) => [value[i], low[i], high[i]])) : { rangemode: "tozero", nticks: 6 }),
           yaxis: axis("", { range: [all.length - 0.5, -0.5], tickmode: "array", tickvals: all, ticktext: words, ticks: "", showgrid: false, tickfont: { size: 10 } }),
-          annotations: known.length ? [] : [{ text: "undefined; the table says why", x: 0.5, xref: "paper", y: 0.5, yref: "paper", showarrow: false }] });
+          annotations: known.length ? [] : [{ text: "undefined, see<br>below the table", x: 0.5, xref: "paper", y: 0.5, yref: "paper", showarrow: false, font: { size: 11 } }] });
       });
       const curve = (k, part, x, y, called, xtitle, more, chance) => plot($(`runs-plot${k}`), [
         ...chance, ...order.map((i) => ({ x: found.curves[part][i][x], y: found.curves[part][i][y], name: words[i], mode: "lines", showlegend: best.has(i),
@@ -193,8 +202,8 @@
         height: 300, title: head(called), showlegend: true, xaxis: axis(xtitle), yaxis: axis(""), ...more });
       const dotted = (x, y) => [{ x, y, mode: "lines", showlegend: false, hoverinfo: "skip", line: { color: GREY, dash: "dot", width: 1 } }];
       const first = found.curves.precision_recall[0], ends = found.curves.enrichment[0].percentile;
-      curve(3, "enrichment", "percentile", "robust", "Enrichment", "percentile of similarity", { yaxis: axis("odds ratio", { type: "log", nticks: 5 }) }, dotted([ends[0], ends.at(-1)], [1, 1]));
-      curve(4, "precision_recall", "k", "precision", "Precision", "k nearest profiles", { yaxis: axis("mean precision", { range: [0, 1.03] }) }, dotted(first.k, first.chance));
+      curve(3, "enrichment", "percentile", "robust", "Enrichment", "percentile of similarity", { yaxis: axis("odds ratio", decades([1, ...found.curves.enrichment.flatMap((one) => one.robust)])) }, dotted([ends[0], ends.at(-1)], [1, 1]));
+      curve(4, "precision_recall", "k", "precision", "Precision", "k nearest profiles", { yaxis: axis("mean over profiles", { range: [0, 1.03] }) }, dotted(first.k, first.chance));
       curve(5, "hits", "share", "excess", "Hits beyond chance", "share of the list of neighbours", { yaxis: axis("share of matches") }, dotted([0, 1], [0, 0]));
       note("runs", all.length > best.size ? `The ${best.size} runs with the highest mean average precision are in colour.` : "");
     },
@@ -492,6 +501,7 @@
     fill(set) { fill($("doses-compound"), [["", "the lowest EC50 first"], ...(set.doses.compounds || []).map((one, i) => [String(i), one.compound])]); },
     draw(set) {
       const found = set.doses;
+      $("doses-compound").closest(".controls").hidden = Boolean(found.why);
       if (found.why) return nothing("doses", found.why);
       const chosen = $("doses-compound").value;
       const mine = state.treatment === null ? null : set.treatments.compound[state.treatment];

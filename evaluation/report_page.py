@@ -13,6 +13,7 @@ import pandas as pd
 
 from cytominer_tools.columns import METADATA
 from evaluation.comparison import SCORES, Comparison
+from evaluation.figures import TITLES
 from evaluation.report_parts import Result, score_interval
 
 
@@ -139,9 +140,10 @@ _FIGURES = (
     _figure(
         "plates",
         "Plates",
-        "Each square is a well where it stands on its plate, empty where there is none. “Mean by position” is the mean "
-        "over all plates. The edge test compares the outermost rows and columns with the other wells of the same plate "
-        "(van Elteren's test, two-sided); without an effect, an edge well is the higher one in 50 % of pairs.",
+        "Each square is a well where it stands on its plate, empty where there is none. “Mean by position” is the"
+        " mean over all plates. A plate alone has its letters and numbers. The edge test compares the outermost "
+        "rows and columns with the other wells of the same plate (van Elteren's test, two-sided); without an "
+        "effect, an edge well is the higher one in 50 % of pairs.",
         _choice("plates-column", "Column") + _choice("plates-view", "Show"),
     ),
     _figure(
@@ -207,13 +209,13 @@ def _scores(results: Sequence[Result], sets: Sequence[Mapping[str, Any]], seed: 
     extra: list[str] = []
     known = [
         *("profiles", "score", "labels", "similarity", "setting", "value", "n", "reason", "chance"),
-        *("permutation_mean", "permutation_95", "p", "cell_count", "notes", "low", "high"),
+        *("permutation_mean", "permutation_95", "p", "cell_count", "notes", "low", "high", "across"),
     ]
     for result in results:
         if result.scores is not None:
             extra += [name for name in map(str, result.scores.columns) if name not in [*known, *extra]]
     head = ["Profiles", "Score", "Value", "95 % interval", "Chance", "Permuted: mean (95 %)", "p", "Cell count"]
-    head += [short(name) for name in extra] + ["n"]
+    head += [short(name).capitalize() for name in extra] + ["n"]
     for result, drawn in zip(results, sets, strict=True):
         for row in (result.scores if result.scores is not None else pd.DataFrame()).to_dict("records"):
             level = str(row.get("profiles", ""))
@@ -222,7 +224,7 @@ def _scores(results: Sequence[Result], sets: Sequence[Mapping[str, Any]], seed: 
             what = f"{level} by {short(str(row['labels']))}{f', across {beyond}' if beyond else ''}".strip()
             name = f"{result.name}: {what}" if len(results) > 1 else what
             low, high = row.get("low", np.nan), row.get("high", np.nan)
-            value = row["value"]
+            value, called = row["value"], TITLES.get(str(row["score"]), short(str(row["score"])))
             if level in result.queries and not beyond and pd.isna(low) and pd.notna(value):
                 found = score_interval(result.queries[level], str(row["score"]), seed=seed)
                 low, high = found.low, found.high
@@ -233,7 +235,7 @@ def _scores(results: Sequence[Result], sets: Sequence[Mapping[str, Any]], seed: 
             rows.append(
                 [
                     name,
-                    f"{short(str(row['score'])).replace(' at r', ' at R')} ({row['setting']})",
+                    f"{called} ({row['setting']})",
                     _said_number(value),
                     "–" if pd.isna(low) else f"{_said_number(low)} to {_said_number(high)}",
                     _said_number(row.get("chance", np.nan)),
@@ -246,15 +248,24 @@ def _scores(results: Sequence[Result], sets: Sequence[Mapping[str, Any]], seed: 
                 ]
             )
             if pd.notna(value) and pd.notna(count) and value <= count:
-                notes.append(f"{name}, {row['score']}: no better than the cell count alone")
-            notes += [f"{name}, {row['score']}: {row[key]}" for key in ("reason", "notes") if _is_text(row.get(key))]
+                notes.append(f"{name}, {called}: no better than the cell count alone")
+            said = [
+                str(row[key]).replace("cell_count", "cell count")
+                for key in ("reason", "notes")
+                if _is_text(row.get(key))
+            ]
+            notes += [f"{name}, {called}: {words}" for words in said]
     if not rows:
         return "scores", "Scores", "<p>These profiles were not scored.</p>"
     caption = (
-        "Each score beside its baselines on the same rows. Chance: the expected value of random profiles. Permuted: "
-        "labels shuffled (within plates for wells), mean and 95th percentile; p is the share of shuffles that score as "
-        "high. Cell count: similarity by the number of cells alone. The interval redraws whole classes (bootstrap). "
-        "n counts profiles for precision, pairs of profiles for enrichment; – is undefined."
+        "Profiles match if they share a label. Precision at R: of the R profiles nearest to one that has R "
+        "matches, the share that match. Enrichment: odds ratio of matching among the most similar pairs over the "
+        "others. Mean average precision: how far matches come first in the list of neighbours. Hit@k: how early "
+        "in that list matches are found. Each score stands beside its baselines on the same rows. Chance: the "
+        "expected value of random profiles. Permuted: labels shuffled (within plates for wells), mean and 95th "
+        "percentile; p is the share of shuffles that score as high. Cell count: similarity by the number of cells"
+        " alone. Untrained: the same network before training. The interval redraws whole classes (bootstrap). n "
+        "counts profiles for precision, pairs of profiles for enrichment; – is undefined."
     )
     return "scores", "Scores", _table(head, rows, caption) + _list(notes)
 
@@ -265,7 +276,10 @@ def _comparison(comparison: Comparison) -> tuple[str, str, str]:
     head = ["Run", *(f"{_SCORES[score]} (95 %)" for score in SCORES), *(_OF_RUNS[name] for name in about), "n"]
     rows = []
     for row in table.to_dict("records"):
-        scores = [f"{_said_number(row[s])} ({_span(row[f'{s}_low'], row[f'{s}_high'])})" for s in SCORES]
+        scores = [
+            "–" if pd.isna(row[s]) else f"{_said_number(row[s])} ({_span(row[f'{s}_low'], row[f'{s}_high'])})"
+            for s in SCORES
+        ]
         others = [_said_number(row[name]) for name in about]
         rows.append([str(row["run"]), *scores, *others, _said_number(row["n"])])
     caption = (
@@ -275,8 +289,12 @@ def _comparison(comparison: Comparison) -> tuple[str, str, str]:
         "1 is chance, more is a batch effect. – is not known or undefined."
     )
     body = _table(head, rows, caption)
+    reasons = [
+        (str(run), reason) for run, reason in zip(table["run"], table["reason"], strict=True) if _is_text(reason)
+    ]
+    body += _list([f"Enrichment of {run}: {reason}" for run, reason in reasons])
     first = str(table["run"].iloc[0])
-    tests = comparison.pairs[comparison.pairs["against"] == first]
+    tests = comparison.pairs[(comparison.pairs["against"] == first) & comparison.pairs["difference"].notna()]
     if len(tests):
         pairs = [
             [
@@ -312,7 +330,8 @@ def _span(low: Any, high: Any) -> str:
 
 def _quality(quality: pd.DataFrame | None) -> tuple[str, str, str]:
     if quality is None or quality.empty:
-        return "quality", "Image quality", "<p>Sites were not read for their quality (illumination.qc).</p>"
+        return "quality", "Image quality", "<p>Focus and saturation of the sites were not measured; "
+        "illumination.qc in study.yaml asks for them.</p>"
     head = [short(str(name)) for name in quality.columns]
     rows = [[_said_number(value) for value in row] for row in quality.itertuples(index=False)]
     return "quality", "Image quality", _table(head, rows, "Sites of each plate. Nothing is left out by these numbers.")
