@@ -18,6 +18,7 @@ from cytominer_tools.frames import profile_features
 from cytominer_tools.manifest import Manifest
 from cytominer_tools.queries import select
 from cytominer_tools.tables import read_table, write_table
+from deepprofile.problems import named
 from deepprofile.profiles import CONSENSUS, final_wells, read_profiles
 from deepprofile.recipes import BUILT_IN
 from deepprofile.schedules import best_epoch
@@ -87,11 +88,15 @@ class Compared:
                     told.append(f"{_WORDS[row['score']]} {change} ({ends}), p = {_number(row['p'])}")
             if told:
                 lines.append(f"{run} against {first}: {'; '.join(told)}")
-        funnel = ", ".join(f"{rule}: {rows}" for rule, rows in self.comparison.selection.itertuples(index=False))
+        steps = list(self.comparison.selection.itertuples(index=False, name=None))
+        runs = steps[: len(self.table)]  # the first ones say how many each run has
+        if len(runs) > 2 and len({rows for _, rows in runs}) == 1:
+            steps = [(f"profiles of each of {len(runs)} runs", runs[0][1]), *steps[len(runs) :]]
+        funnel = ", ".join(f"{rule.replace(METADATA, '')}: {rows}" for rule, rows in steps)
         lines.append(f"Compared, {self.table['labels'].iloc[0].removeprefix(METADATA)}: {funnel}.")
-        for reason, runs in self.table.groupby("reason", sort=False)["run"]:
+        for reason, those in self.table.groupby("reason", sort=False)["run"]:
             if reason:
-                lines.append(f"Enrichment of {', '.join(runs)}: {reason}")
+                lines.append(f"Enrichment of {named(those)}: {reason}")
         return [*lines, *(f"Left out: {what}: {why}" for what, why in self.left_out)]
 
 

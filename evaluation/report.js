@@ -8,6 +8,7 @@
   const MISSING = 65535;
   const coarse = window.matchMedia("(pointer: coarse)").matches;
   const $ = (id) => document.getElementById(id);
+  for (const set of DATA.sets) set.treatments = DATA.treatments[set.treatments];
   const state = { set: DATA.sets[0], treatment: null };
   const figures = [];
 
@@ -454,13 +455,13 @@
     draw(set) {
       const found = set.replicates;
       if (found.why) return nothing("replicates", found.why);
-      const every = [...found.median, ...found.null].filter((v) => v !== null);
+      const shuffled = numbers(found.null), every = [...found.median, ...shuffled].filter((v) => v !== null);
       const low = Math.min(...every), high = Math.max(...every), size = Math.max((high - low) / 40, 1e-6);
       const bars = (x, called, colour) => ({ type: "histogram", x, name: called, histnorm: "percent", opacity: 0.65,
         xbins: { start: low, end: high + size, size }, marker: { color: colour }, hovertemplate: "%{y:.3g} %<extra></extra>" });
       const at = found.treatment.indexOf(state.treatment);
       const shapes = at < 0 ? [] : [{ type: "line", x0: found.median[at], x1: found.median[at], y0: 0, y1: 1, yref: "paper", line: { color: SELECT, width: 3 } }];
-      plot($("replicates-plot"), [bars(found.null, "shuffled", GREY), bars(found.median, "replicates", BLUE)], { barmode: "overlay", showlegend: true,
+      plot($("replicates-plot"), [bars(shuffled, "shuffled", GREY), bars(found.median, "replicates", BLUE)], { barmode: "overlay", showlegend: true,
         shapes, xaxis: axis("median Pearson correlation"), yaxis: axis("% of the values") });
       const words = [`${found.treatment.length} treatments; percent replicating ${said(found.percent)} (5 by chance).`];
       if (found.apart.length) words.push(`Wells of the same ${found.apart.join(" or ")} are not compared.`);

@@ -113,6 +113,7 @@ def _choice(name: str, words: str) -> str:
     return f'<label>{words} <select id="{name}"></select></label>'
 
 
+_LONG = 40  # rows of a table that has a scroll of its own
 _SCORES = {
     "enrichment": "Enrichment",
     "precision_at_r": "Precision at R",
@@ -235,7 +236,7 @@ def _scores(results: Sequence[Result], sets: Sequence[Mapping[str, Any]], seed: 
             rows.append(
                 [
                     name,
-                    f"{called} ({row['setting']})",
+                    called if str(row["setting"]) in called else f"{called} ({row['setting']})",
                     _said_number(value),
                     "–" if pd.isna(low) else f"{_said_number(low)} to {_said_number(high)}",
                     _said_number(row.get("chance", np.nan)),
@@ -397,8 +398,9 @@ def _flat(found: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
     top = "".join(f'<th scope="col">{escape(word)}</th>' for word in head)
     body = "\n".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    kind = "table long" if len(rows) > _LONG else "table"
     return (
-        f'<div class="table"><table><thead><tr>{top}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
+        f'<div class="{kind}"><table><thead><tr>{top}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
         f'<p class="caption">{escape(caption)}</p>'
     )
 

@@ -191,8 +191,11 @@ class _Packed(str):
 
 
 def _data(about: dict[str, Any], sets: list[dict[str, Any]]) -> str:
-    """What report.js reads, as JSON; numbers and pictures stand in `texts`, once for all sets that share them."""
+    """What report.js reads, as JSON: numbers and pictures stand in `texts`, and lists of treatments in `treatments`,
+    once for all sets that share them.
+    """
     texts: dict[str, int] = {}
+    treatments: list[dict[str, Any]] = []
 
     def shared(value: Any) -> Any:
         if isinstance(value, _Packed):
@@ -201,8 +204,13 @@ def _data(about: dict[str, Any], sets: list[dict[str, Any]]) -> str:
             return {name: shared(one) for name, one in value.items()}
         return [shared(one) for one in value] if isinstance(value, list) else value
 
-    made = [shared(one) for one in sets]
-    text = json.dumps({**about, "sets": made, "texts": list(texts)}, allow_nan=False, separators=(",", ":"))
+    made = []
+    for one in sets:
+        if one["treatments"] not in treatments:
+            treatments.append(one["treatments"])
+        made.append(shared(one) | {"treatments": treatments.index(one["treatments"])})
+    whole = {**about, "sets": made, "treatments": treatments, "texts": list(texts)}
+    text = json.dumps(whole, allow_nan=False, separators=(",", ":"))
     # inside a script element only these could end it
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
@@ -520,7 +528,7 @@ def _replicates(one: _Subject) -> dict[str, Any]:
         "median": _numbers(found["median"]),
         "null_95": _numbers(found["null_95"]),
         "n": found["n"].tolist(),
-        "null": _numbers(null),
+        "null": _packed(null),
         "percent": _number(100 * float(found["replicates"].mean())),
         "apart": [short(name) for name in one.wells.exclude],
     }

@@ -26,7 +26,12 @@ def no_umap():
 
 
 def payload(path):
-    return json.loads(re.search(r'type="application/json" id="data">(.*?)</script>', path.read_text("utf-8"))[1])
+    """What the page draws; each set with its own list of treatments, which the page holds once."""
+    text = re.search(r'<script type="application/json" id="data">(.*?)</script>', path.read_text("utf-8"), re.S)[1]
+    found = json.loads(text)
+    for one in found["sets"]:
+        one["treatments"] = found["treatments"][one["treatments"]]
+    return found
 
 
 def test_a_finished_study_has_a_page(finished, tmp_path):

@@ -105,8 +105,12 @@ def page(tmp_path_factory):
 
 
 def payload(path):
+    """What the page draws; each set with its own list of treatments, which the page holds once."""
     text = re.search(r'<script type="application/json" id="data">(.*?)</script>', path.read_text("utf-8"), re.S)[1]
-    return json.loads(text)
+    found = json.loads(text)
+    for one in found["sets"]:
+        one["treatments"] = found["treatments"][one["treatments"]]
+    return found
 
 
 # --- what is in the page ---------------------------------------------------------------------------------------------
@@ -142,6 +146,7 @@ def test_every_part_has_its_numbers(page):
         assert "why" not in one[name], one[name]
     assert "why" not in one["curves"]["replicates"]
     assert "why" not in one["curves"]["treatments"]
+    assert len(payload(page)["treatments"]) == 1  # the same in both sets
     assert len(one["treatments"]["name"]) == 33
     assert one["treatments"]["control"].count(1) == 1
     assert max(one["activity"]["map"]) == 1
