@@ -83,12 +83,15 @@ class Compared:
             told = []
             for row in pairs[(pairs["against"] == first) & (pairs["run"] == run)].to_dict("records"):
                 if np.isfinite(row["difference"]):
-                    change = ("x {:.3g}" if row["score"] == "enrichment" else "{:+.3g}").format(row["difference"])
+                    change = (
+                        f"x {row['difference']:.3g}" if row["score"] == "enrichment" else f"{row['difference']:+.3g}"
+                    )
                     ends = f"{_number(row['low'])} to {_number(row['high'])}"
                     told.append(f"{_WORDS[row['score']]} {change} ({ends}), p = {_number(row['p'])}")
             if told:
                 lines.append(f"{run} against {first}: {'; '.join(told)}")
-        steps = list(self.comparison.selection.itertuples(index=False, name=None))
+        selection = self.comparison.selection
+        steps = list(zip(selection["rule"].tolist(), selection["rows_left"].tolist(), strict=True))
         runs = steps[: len(self.table)]  # the first ones say how many each run has
         if len(runs) > 2 and len({rows for _, rows in runs}) == 1:
             steps = [(f"profiles of each of {len(runs)} runs", runs[0][1]), *steps[len(runs) :]]
@@ -96,7 +99,7 @@ class Compared:
         lines.append(f"Compared, {self.table['labels'].iloc[0].removeprefix(METADATA)}: {funnel}.")
         for reason, those in self.table.groupby("reason", sort=False)["run"]:
             if reason:
-                lines.append(f"Enrichment of {named(those)}: {reason}")
+                lines.append(f"Enrichment of {named(those)}: {reason!s}")
         return [*lines, *(f"Left out: {what}: {why}" for what, why in self.left_out)]
 
 
@@ -182,7 +185,8 @@ def _study_runs(study: Study, first: Study, level: Level, several: bool, left_ou
     names = {getattr(study.columns, role): getattr(first.columns, role) for role in type(study.columns).model_fields}
     rename = {own: theirs for own, theirs in names.items() if own is not None and theirs is not None and own != theirs}
     by_run = {one.profiles_folder for sets in study.feature_sets for one in sets.recipe_sets}
-    runs, stale = [], []
+    runs: list[_Run] = []
+    stale: list[tuple[str, str]] = []
     for folder in folders:
         model, recipe = folder.parent.name, folder.name
         name = " ".join([*([study.root.name] if several else []), model, *([recipe] if len(recipes) > 1 else [])])

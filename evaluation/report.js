@@ -66,7 +66,7 @@
   const layout = (more) => ({
     font: { family: "system-ui, Arial, sans-serif", size: 12, color: INK }, paper_bgcolor: "#fff", plot_bgcolor: "#fff",
     margin: { l: 48, r: 12, t: 28, b: 40 }, height: 340, hovermode: "closest", dragmode: coarse ? false : "zoom",
-    legend: { orientation: "h", y: -0.22, x: 0, font: { size: 11 } }, showlegend: false,
+    legend: { orientation: "h", y: -0.22, x: 0, font: { size: 11 }, itemsizing: "constant" }, showlegend: false,
     hoverlabel: { align: "left", namelength: 0 }, ...more,
   });
   const head = (text) => ({ text, x: 0, xref: "paper", xanchor: "left", font: { size: 13 }, y: 0.98, yanchor: "top" });
@@ -233,13 +233,15 @@
       const shown = view === "each" ? range(set.wells.plates.length) : view === "mean" ? [0] : [Number(view)];
       const width = $("plates-plot").clientWidth || 600;
       const across = Math.max(1, Math.min(shown.length, Math.floor(width / Math.max(150, cols * 7))));
-      const down = Math.ceil(shown.length / across), high = rows + 2, wide = cols + 1;
+      const down = Math.ceil(shown.length / across), wide = cols + 1;
+      const cell = Math.min(30, Math.max(2, (width - 110) / (across * wide)));
+      const gap = Math.max(2, Math.ceil(16 / cell)), high = rows + gap;  // room for the name of a plate above it
       const z = range(down * high).map(() => new Array(across * wide).fill(null));
       const text = z.map((line) => line.map(() => "")), treatments = z.map((line) => line.map(() => -1));
       const sums = view === "mean" ? z.map((line) => line.map(() => 0)) : null;
       const place = (i) => {
         const k = view === "mean" ? 0 : shown.indexOf(w.plate[i]);
-        return k < 0 ? null : [Math.floor(k / across) * high + 1 + w.row[i], (k % across) * wide + w.column[i]];
+        return k < 0 ? null : [Math.floor(k / across) * high + gap - 1 + w.row[i], (k % across) * wide + w.column[i]];
       };
       const marked = { x: [], y: [] };
       values.forEach((value, i) => {
@@ -260,7 +262,7 @@
         for (const y of range(z.length)) for (const x of range(z[0].length)) {
           if (!sums[y][x]) continue;
           z[y][x] /= sums[y][x];
-          text[y][x] = `${wellName(y - 1, x)}: ${said(z[y][x])}<br>mean of ${sums[y][x]} wells`;
+          text[y][x] = `${wellName(y - gap + 1, x)}: ${said(z[y][x])}<br>mean of ${sums[y][x]} wells`;
           treatments[y][x] = -1;
         }
       }
@@ -281,15 +283,14 @@
         if (trace.zmin === trace.zmax) { delete trace.zmin; delete trace.zmax; }
       }
       const names = shown.map((p, k) => ({ text: plain(clipped(view === "mean" ? "all plates" : set.wells.plates[p], 24)), showarrow: false,
-        x: (k % across) * wide - 0.5, y: Math.floor(k / across) * high + 0.45, xanchor: "left", yanchor: "bottom", font: { size: 11 } }));
+        x: (k % across) * wide - 0.5, y: Math.floor(k / across) * high + gap - 1.55, xanchor: "left", yanchor: "bottom", font: { size: 11 } }));
       const frames = shown.map((_, k) => ({ type: "rect", line: { color: PALE, width: 1 },
         x0: (k % across) * wide - 0.5, x1: (k % across) * wide + cols - 0.5,
-        y0: Math.floor(k / across) * high + 0.5, y1: Math.floor(k / across) * high + rows + 0.5 }));
-      const cell = Math.min(30, Math.max(2, (width - 110) / (across * wide)));
+        y0: Math.floor(k / across) * high + gap - 1.5, y1: Math.floor(k / across) * high + gap + rows - 1.5 }));
       const single = shown.length === 1;
       const ticks = single
         ? { x: { tickvals: range(cols).filter((c) => cols <= 12 || c % 4 === 0), ticktext: range(cols).filter((c) => cols <= 12 || c % 4 === 0).map((c) => String(c + 1)), side: "bottom" },
-          y: { tickvals: range(rows).filter((r) => rows <= 16 || r % 4 === 0).map((r) => r + 1), ticktext: range(rows).filter((r) => rows <= 16 || r % 4 === 0).map((r) => wellName(r, 0).slice(0, -2)) } }
+          y: { tickvals: range(rows).filter((r) => rows <= 16 || r % 4 === 0).map((r) => r + gap - 1), ticktext: range(rows).filter((r) => rows <= 16 || r % 4 === 0).map((r) => wellName(r, 0).slice(0, -2)) } }
         : { x: { showticklabels: false, ticks: "" }, y: { showticklabels: false, ticks: "" } };
       plot($("plates-plot"), [trace, { x: marked.x, y: marked.y, mode: "markers", hoverinfo: "skip",
         marker: { symbol: "square-open", color: SELECT, size: Math.max(6, cell + 1), line: { width: 2.5, color: SELECT } } }], {
@@ -363,7 +364,7 @@
       const mine = all.filter((i) => of[i] === state.treatment);
       traces.push({ mode: "markers", x: mine.map((i) => x[i]), y: mine.map((i) => y[i]), text: mine.map((i) => text[i]), hoverinfo: "text",
         showlegend: false, marker: { size: size + 7, color: "rgba(0,0,0,0)", symbol: "circle", line: { color: SELECT, width: 3 } } });
-      plot($("map-plot"), traces, { height: 480, showlegend: Boolean(levels), legend: { orientation: "h", y: -0.14, font: { size: 11 } },
+      plot($("map-plot"), traces, { height: 480, showlegend: Boolean(levels), legend: { orientation: "h", y: -0.14, font: { size: 11 }, itemsizing: "constant" },
         xaxis: axis(one.axes[k]), yaxis: axis(one.axes[k + 1]) });
       words.push(`${rows.length} ${level}.`);
       if (set.left) words.push(`${set.left} wells are left out of all figures of profiles: a feature is missing or infinite, or all are 0.`);
@@ -525,8 +526,8 @@
         ], { height: 250, title: head(plain(clipped(one.compound, 34))), margin: { l: 44, r: 8, t: 28, b: 48 },
           shapes: [{ type: "rect", x0: 0, x1: 1, xref: "paper", y0: low, y1: high, fillcolor: "#ececec", line: { width: 0 }, layer: "below" },
             { type: "line", x0: 0, x1: 1, xref: "paper", y0: middle, y1: middle, line: { color: GREY, width: 1 }, layer: "below" }],
-          xaxis: axis(plain(unit), { type: "log", range: [Math.log10(Math.min(...one.x)) - 0.25, Math.log10(Math.max(...one.x)) + 0.25], nticks: 5 }),
-          yaxis: axis("distance", { range: [-0.03 * top, top * 1.06] }),
+          xaxis: axis(plain(unit), { ...decades(one.x), type: "log", range: [Math.log10(Math.min(...one.x)) - 0.25, Math.log10(Math.max(...one.x)) + 0.25] }),
+          yaxis: axis("distance from controls", { range: [-0.03 * top, top * 1.06] }),
           annotations: [{ text: one.ec50 === null ? plain(clipped(one.why.split(",")[0], 46)) : `EC50 ${said(one.ec50)}` + (one.low === null ? "" : ` (${said(one.low)} to ${said(one.high)})`),
             x: 0, xref: "paper", xanchor: "left", y: 1, yref: "paper", yanchor: "top", showarrow: false, font: { size: 11 } }] });
       }
@@ -557,7 +558,7 @@
       const shown = mine !== null && found.strips[mine] !== undefined ? [mine] : mine !== null ? [] : there.slice(0, 6);
       for (const key of shown) strip(key, key);
       const words = mine !== null && !shown.length ? `No cells of ${mine} are in this file. ` : mine === null && there.length > 6 ? "Six treatments are shown; choose one to see it. " : "";
-      note("cells", `${words}${found.about ? found.about + " " : ""}The file has cells of ${there.length} treatments${found.given > there.length ? `, of ${found.given}` : ""}.`);
+      note("cells", `${words}${found.about ? found.about + " " : ""}The file has cells of ${there.length} treatment${there.length === 1 ? "" : "s"}${found.given > there.length ? `, of ${found.given}` : ""}.`);
     },
     marks: true,
   });
