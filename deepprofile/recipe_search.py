@@ -88,8 +88,7 @@ def search_recipes(study: Study, names: Sequence[str] = (), *, folds: int = 5, r
         raise InputError("study.yaml: nothing says which profiles match; set columns.treatment or columns.moa")
     tables: dict[str, pd.DataFrame] = {}
     left_out = []
-    for number, name in enumerate(names, 1):
-        log.info("recipe search: %d of %d: %s", number, len(names), name)
+    for name in names:
         one = study.with_recipe(name)
         try:
             for stage in (aggregate_wells, normalize_wells, consensus_profiles):

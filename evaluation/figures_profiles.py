@@ -14,7 +14,7 @@ from matplotlib.patches import Rectangle
 
 from cytominer_tools.columns import METADATA, PLATE, WELL, feature_columns, require_columns
 from cytominer_tools.errors import InputError
-from evaluation.figures import BLUE, GREY, INK, ORANGE, STYLE, natural
+from evaluation.figures import BLUE, GREY, INK, ORANGE, STYLE, clipped, natural
 from evaluation.plates import plate_format, plate_grid, require_places, well_places
 from evaluation.report_parts import Curves, Dose, similarity_tree, usable
 from evaluation.similarity import cosine
@@ -71,7 +71,7 @@ def plate_figure(wells: pd.DataFrame, column: str, *, treatment: tuple[str, str]
             grid = plate_grid(row[mine], place[mine], values[mine], (rows, columns))
             image = axis.imshow(grid, cmap="cividis", vmin=low, vmax=high, interpolation="nearest")
             axis.add_patch(Rectangle((-0.5, -0.5), columns, rows, fill=False, edgecolor=PALE))
-            axis.set_title(str(name)[:24], loc="left", fontsize=8)
+            axis.set_title(clipped(str(name), 24), loc="left", fontsize=8)
             if treatment is not None:
                 for at in np.flatnonzero(mine & (wells[treatment[0]] == treatment[1]).to_numpy(dtype=bool)):
                     axis.add_patch(
@@ -122,7 +122,7 @@ def map_figure(
                 axis.scatter(x[rest], y[rest], s=size, color=PALE, label=f"{others} others" if others else "(none)")
             for word, shade, shape in zip(sorted(first, key=natural), CLASSES, SHAPES, strict=False):
                 mine = (words == word).to_numpy()
-                axis.scatter(x[mine], y[mine], s=size, color=shade, marker=shape, label=word[:30], alpha=0.85)
+                axis.scatter(x[mine], y[mine], s=size, color=shade, marker=shape, label=clipped(word, 40), alpha=0.85)
             longest = max((len(text) for text in axis.get_legend_handles_labels()[1]), default=0)
             ncols = 4 if longest < 14 else 3 if longest < 22 else 2  # that fit beside each other
             figure.legend(loc="outside lower center", ncols=ncols, frameon=False, fontsize=8)
@@ -173,7 +173,7 @@ def cluster_figure(profiles: pd.DataFrame, names: str, features: Sequence[str] |
         image = axis.imshow(ordered, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
         axis.set_xticks([])
         if n <= 60:
-            axis.set_yticks(range(n), [word[:32] for word in words], fontsize=6)
+            axis.set_yticks(range(n), [clipped(word, 32) for word in words], fontsize=6)
         else:
             axis.set_yticks([])
             axis.set_xlabel("too many to name here")
@@ -250,8 +250,8 @@ def dose_figure(doses: Sequence[Dose], controls: npt.ArrayLike, *, unit: str = "
                     said += f" ({dose.fit.ec50_low:.3g} to {dose.fit.ec50_high:.3g})"
             axis.set_xscale("log")
             axis.set_ylim(0, None)
-            axis.set_title(dose.compound[:30], loc="left", fontsize=9, fontweight="bold")
-            axis.text(0.02, 0.98, said[:44], transform=axis.transAxes, va="top", fontsize=7)
+            axis.set_title(clipped(dose.compound, 30), loc="left", fontsize=9, fontweight="bold")
+            axis.text(0.02, 0.98, clipped(said, 44), transform=axis.transAxes, va="top", fontsize=7)
             axis.set_xlabel(unit, fontsize=8)
         figure.supylabel("distance from controls", fontsize=9)
     return figure
@@ -330,7 +330,7 @@ def montage_figure(montages: Mapping[str, npt.NDArray[np.uint8]]) -> Figure:
         for axis, (name, cells) in zip(axes, named, strict=True):
             axis.imshow(np.concatenate(list(cells), axis=1))
             room = 18 + 14 * len(cells)  # letters above them
-            axis.set_title(name if len(name) <= room else name[: room - 1] + "…", loc="left", fontsize=8)
+            axis.set_title(clipped(name, room), loc="left", fontsize=8)
             axis.set_anchor("W")
             axis.set_axis_off()
     return figure

@@ -175,7 +175,13 @@
 
   // --- runs that were compared ------------------------------------------------------------------------------------------
   const RUN_SCORES = { enrichment: "Enrichment (odds ratio)", precision_at_r: "Precision at R", mean_average_precision: "Mean average precision" };
-  const DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "solid"];
+  // names without the words that all of them begin with, and of long ones the end, by which they differ
+  function ends(names) {
+    let same = names.length > 1 ? names[0].length : 0;
+    for (const word of names) while (!word.startsWith(names[0].slice(0, same))) same--;
+    while (same > 0 && /[A-Za-z0-9.]/.test(names[0][same - 1])) same--;
+    return names.map((word) => (same < 6 ? word : "…" + word.slice(same))).map((word) => (word.length > 30 ? "…" + word.slice(-29) : word));
+  }
   if (DATA.runs) figure("runs", {
     draw() {
       const found = DATA.runs, all = range(found.names.length), by = found.scores.mean_average_precision[0];
@@ -184,7 +190,7 @@
       const place = new Map([...all].filter((i) => best.has(i)).map((i, n) => [i, n]));
       const colour = (i) => (best.has(i) ? CLASSES[place.get(i)] : PALE), shape = (i) => (best.has(i) ? SHAPES[place.get(i)] : "circle");
       const order = [...all.filter((i) => !best.has(i)), ...place.keys()];
-      const words = found.names.map((word) => plain(clipped(word, 28)));
+      const words = ends(found.names).map(plain);
       Object.keys(RUN_SCORES).forEach((score, k) => {
         const [value, low, high] = found.scores[score], known = all.filter((i) => value[i] !== null);
         const log = score === "enrichment" && known.every((i) => value[i] > 0 && low[i] > 0);
@@ -198,12 +204,12 @@
           annotations: known.length ? [] : [{ text: "undefined, see<br>below the table", x: 0.5, xref: "paper", y: 0.5, yref: "paper", showarrow: false, font: { size: 11 } }] });
       });
       const curve = (k, part, x, y, called, xtitle, more, chance) => plot($(`runs-plot${k}`), [
-        ...chance, ...order.map((i) => ({ x: found.curves[part][i][x], y: found.curves[part][i][y], name: words[i], mode: "lines", showlegend: best.has(i),
-          line: { color: colour(i), width: best.has(i) ? 2 : 1, dash: best.has(i) ? DASHES[place.get(i)] : "solid" }, hovertemplate: `${words[i]}<br>%{x:.3g}: %{y:.3g}` }))], {
-        height: 300, title: head(called), showlegend: true, xaxis: axis(xtitle), yaxis: axis(""), ...more });
-      const dotted = (x, y) => [{ x, y, mode: "lines", showlegend: false, hoverinfo: "skip", line: { color: GREY, dash: "dot", width: 1 } }];
-      const first = found.curves.precision_recall[0], ends = found.curves.enrichment[0].percentile;
-      curve(3, "enrichment", "percentile", "robust", "Enrichment", "percentile of similarity", { yaxis: axis("odds ratio", decades([1, ...found.curves.enrichment.flatMap((one) => one.robust)])) }, dotted([ends[0], ends.at(-1)], [1, 1]));
+        ...chance, ...order.map((i) => ({ x: found.curves[part][i][x], y: found.curves[part][i][y], name: words[i], mode: best.has(i) ? "lines+markers" : "lines",
+          line: { color: colour(i), width: best.has(i) ? 2 : 1 }, marker: { symbol: shape(i), size: 6, maxdisplayed: 10 }, hovertemplate: `${words[i]}<br>%{x:.3g}: %{y:.3g}` }))], {
+        height: 280, title: head(called), xaxis: axis(xtitle), yaxis: axis(""), ...more });
+      const dotted = (x, y) => [{ x, y, mode: "lines", hoverinfo: "skip", line: { color: GREY, dash: "dot", width: 1 } }];
+      const first = found.curves.precision_recall[0], span = found.curves.enrichment[0].percentile;
+      curve(3, "enrichment", "percentile", "robust", "Enrichment", "percentile of similarity", { yaxis: axis("odds ratio", decades([1, ...found.curves.enrichment.flatMap((one) => one.robust)])) }, dotted([span[0], span.at(-1)], [1, 1]));
       curve(4, "precision_recall", "k", "precision", "Precision", "k nearest profiles", { yaxis: axis("mean over profiles", { range: [0, 1.03] }) }, dotted(first.k, first.chance));
       curve(5, "hits", "share", "excess", "Hits beyond chance", "share of the list of neighbours", { yaxis: axis("share of matches") }, dotted([0, 1], [0, 0]));
       note("runs", all.length > best.size ? `The ${best.size} runs with the highest mean average precision are in colour.` : "");

@@ -290,10 +290,12 @@ def _comparison(comparison: Comparison) -> tuple[str, str, str]:
         "1 is chance, more is a batch effect. – is not known or undefined."
     )
     body = _table(head, rows, caption)
-    reasons = [
-        (str(run), reason) for run, reason in zip(table["run"], table["reason"], strict=True) if _is_text(reason)
-    ]
-    body += _list([f"Enrichment of {run}: {reason}" for run, reason in reasons])
+    lines = []
+    for reason, runs in table.groupby("reason", sort=False)["run"]:
+        if reason:
+            more = f" and {len(runs) - 3} more" if len(runs) > 3 else ""
+            lines.append(f"Enrichment of {', '.join(map(str, runs[:3]))}{more}: {reason!s}")
+    body += _list(lines)
     first = str(table["run"].iloc[0])
     tests = comparison.pairs[(comparison.pairs["against"] == first) & comparison.pairs["difference"].notna()]
     if len(tests):
@@ -317,8 +319,8 @@ def _comparison(comparison: Comparison) -> tuple[str, str, str]:
     _, _, figure = _figure(
         "runs",
         "",
-        "Above: each score with its 95 % interval. Below: the curves behind them, as under Score curves. Dotted: "
-        "chance.",
+        "Above: each score with its 95 % interval. Below: the curves behind them, in the same colours and shapes, as "
+        "under Score curves. Dotted: chance.",
         "",
         6,
     )
