@@ -89,6 +89,14 @@ def test_what_is_older_than_the_profiles_is_told(done):
     assert "made under other settings (scores.permutations: 20 -&gt; 10): run `deepprofile score`" in words
 
 
+def test_a_comparison_that_cannot_be_read_is_refused(done):
+    (done.root / "scores" / "compare.json").write_text("[]")
+    with pytest.raises(
+        InputError, match=r"compare\.json: not a comparison of this version; run `deepprofile compare` a"
+    ):
+        write_report(done)
+
+
 def test_what_was_not_made_is_told(fresh):
     with pytest.raises(InputError, match="run `deepprofile run`"):
         write_report(fresh)

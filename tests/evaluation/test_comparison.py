@@ -4,7 +4,7 @@ import pytest
 
 from cytominer_tools.errors import InputError
 from evaluation import compare_runs, comparison_figure, cosine, enrichment, precision_at_r
-from evaluation.comparison import _class_pairs, _weighted
+from evaluation.comparison import _class_pairs, _weighted, enrichment_interval
 
 
 def run(signal, seed=0, n=80, classes=16, width=20):
@@ -32,6 +32,14 @@ def test_scores_are_those_of_the_metrics():
     assert got["enrichment"] == enrichment(near, codes, percentile=97).odds_ratio
     assert got["precision_at_r"] == pytest.approx(precision_at_r(near, codes).precision.mean())
     assert (got["n"], got["n_classes"], got["features"]) == (80, 16, 20)
+
+
+def test_the_interval_of_one_run_is_that_of_a_comparison():
+    table = run(1.0)
+    got = compare({"one": table}, seed=3).table.iloc[0]
+    near, codes = cosine(table[[f"f{k}" for k in range(20)]]), pd.factorize(table["Metadata_MOA"])[0]
+    low, high = enrichment_interval(near, codes.astype(np.int64), percentile=97, draws=300, seed=3)
+    assert (low, high) == (got["enrichment_low"], got["enrichment_high"])
 
 
 def test_pairs_of_redrawn_classes_are_counted_as_copies():
