@@ -13,16 +13,21 @@ import pandas as pd
 from cytominer_tools.aggregation import consensus
 from cytominer_tools.columns import METADATA, PLATE, WELL, metadata_columns, require_columns
 from cytominer_tools.errors import InputError
-from cytominer_tools.files import atomic_path
+from cytominer_tools.files import atomic_path, safe_name
 from cytominer_tools.frames import profile_features
+from cytominer_tools.manifest import Manifest
 from cytominer_tools.queries import select
 from cytominer_tools.tables import read_table, write_table
-from deepprofile.profiles import CONSENSUS, NORMALIZED, SELECTED
+from deepprofile.problems import named
+from deepprofile.profiles import CONSENSUS, final_wells, read_profiles
+from deepprofile.recipes import BUILT_IN
 from deepprofile.schedules import best_epoch
 from deepprofile.scoring import scored_rows
 from deepprofile.study import Study
+from deepprofile.work import log
 from evaluation.comparison import SCORES, Comparison, compare_runs, comparison_figure
 
+_WORDS = {"enrichment": "enrichment", "precision_at_r": "precision at R", "mean_average_precision": "mAP"}
 Level = Literal["treatments", "replicates"]
 _EPOCH = re.compile(r"(?:^|/)models/([^/]+)/(?:epochs/0*(\d+)|model|best)\.keras$")
 
@@ -41,19 +46,20 @@ class Compared:
         there are no batches; after normalization by wells held out), batch_share_before, batch_share_after and
         batch_expected (of the top pairs, and of all).
     comparison : Comparison
+    left_out : list of (run, reason)
+        Runs, or what is known of them, that are not of the settings of now; the reason names the command that mends it.
     """
 
     folder: Path
     table: pd.DataFrame
     comparison: Comparison
+    left_out: list[tuple[str, str]]
 
     def lines(self) -> list[str]:
         """The table as text, the tests against its first run, and the profiles that were compared."""
         head = [
             "run",
-            "enrichment",
-            "precision at R",
-            "mAP",
+            *_WORDS.values(),
             "train acc",
             "val acc",
             "batch before",
@@ -62,24 +68,39 @@ class Compared:
         ]
         rows = [head]
         for row in self.table.to_dict("records"):
-            scores = [f"{_number(row[s])} ({_number(row[f'{s}_low'])}-{_number(row[f'{s}_high'])})" for s in SCORES]
+            scores = [_with_ends(row[s], row[f"{s}_low"], row[f"{s}_high"]) for s in SCORES]
             others = [_number(row[c]) for c in ("train_accuracy", "val_accuracy", "batch_before", "batch_after")]
             rows.append([str(row["run"]), *scores, *others, f"{row['n']:,}"])
         widths = [max(len(row[at]) for row in rows) for at in range(len(head))]
         lines = ["  ".join(c.ljust(w) if not i else c.rjust(w) for i, (c, w) in enumerate(zip(r, widths, strict=True)))
                  for r in rows]  # fmt: skip
-        first = self.table["run"].iloc[0]
-        for row in self.comparison.pairs[self.comparison.pairs["against"] == first].to_dict("records"):
-            if np.isfinite(row["difference"]):
-                sign = "x" if row["score"] == "enrichment" else "+"
-                lines.append(
-                    f"{row['run']} against {first}, {row['score']}: {sign} {_number(row['difference'])} "
-                    f"({_number(row['low'])} to {_number(row['high'])}), p = {_number(row['p'])}"
-                )
-        funnel = ", ".join(f"{rule}: {rows}" for rule, rows in self.comparison.selection.itertuples(index=False))
+        lines.append(
+            "In brackets: 95 % intervals. Batch: odds ratio of sharing a batch (or plate) among the most similar "
+            "control wells, before and after normalization; 1 by chance."
+        )
+        first, pairs = self.table["run"].iloc[0], self.comparison.pairs
+        for run in self.table["run"].iloc[1:]:
+            told = []
+            for row in pairs[(pairs["against"] == first) & (pairs["run"] == run)].to_dict("records"):
+                if np.isfinite(row["difference"]):
+                    change = (
+                        f"x {row['difference']:.3g}" if row["score"] == "enrichment" else f"{row['difference']:+.3g}"
+                    )
+                    ends = f"{_number(row['low'])} to {_number(row['high'])}"
+                    told.append(f"{_WORDS[row['score']]} {change} ({ends}), p = {_number(row['p'])}")
+            if told:
+                lines.append(f"{run} against {first}: {'; '.join(told)}")
+        selection = self.comparison.selection
+        steps = list(zip(selection["rule"].tolist(), selection["rows_left"].tolist(), strict=True))
+        runs = steps[: len(self.table)]  # the first ones say how many each run has
+        if len(runs) > 2 and len({rows for _, rows in runs}) == 1:
+            steps = [(f"profiles of each of {len(runs)} runs", runs[0][1]), *steps[len(runs) :]]
+        funnel = ", ".join(f"{rule.replace(METADATA, '')}: {rows}" for rule, rows in steps)
         lines.append(f"Compared, {self.table['labels'].iloc[0].removeprefix(METADATA)}: {funnel}.")
-        reasons = [reason for reason in self.table["reason"].unique() if reason]
-        return [*lines, *(f"Enrichment: {reason}" for reason in reasons)]
+        for reason, those in self.table.groupby("reason", sort=False)["run"]:
+            if reason:
+                lines.append(f"Enrichment of {named(those)}: {reason!s}")
+        return [*lines, *(f"Left out: {what}: {why}" for what, why in self.left_out)]
 
 
 @dataclass(frozen=True)
@@ -87,6 +108,7 @@ class _Run:
     name: str
     about: dict[str, Any]
     profiles: pd.DataFrame
+    key: str = ""  # of the consensus profiles, where they are of a study
 
 
 def compare_studies(
@@ -98,7 +120,8 @@ def compare_studies(
 ) -> Compared:
     """Write compare.csv, compare.json and compare.png: all runs of `studies`, on the profiles that all of them have.
 
-    A run is a folder profiles/MODEL/RECIPE. Labels, the query of `scores` and the key of a profile are those of the
+    A run is a folder profiles/MODEL/RECIPE; one that was made under other settings than those of now is left out and
+    reported. Labels, the query of `scores` and the key of a profile are those of the
     first study; columns of the others are named as in it.
 
     Parameters
@@ -115,7 +138,8 @@ def compare_studies(
     Raises
     ------
     InputError
-        There are no profiles, nothing says which of them match, or the runs have none in common.
+        A study has no profiles, or none of the settings of now; nothing says which of them match; or the runs have none
+        in common.
     """
     if not studies:
         raise InputError("compare: name a study")
@@ -129,7 +153,8 @@ def compare_studies(
     key = list(first.consensus) if level == "treatments" else [PLATE, WELL]
     if not key:
         raise InputError("study.yaml: no column says what a treatment is; set columns.treatment or columns.compound")
-    runs = [run for study in studies for run in _study_runs(study, first, level, several=len(studies) > 1)]
+    left_out: list[tuple[str, str]] = []
+    runs = [run for study in studies for run in _study_runs(study, first, level, len(studies) > 1, left_out)]
     runs += [_from_file(name, Path(path), key, level) for name, path in (profiles or {}).items()]
     if twice := [run.name for at, run in enumerate(runs) if run.name in {one.name for one in runs[:at]}]:
         raise InputError(f"compare: two runs are called {twice[0]}; give the file another name, or name a study once")
@@ -147,26 +172,56 @@ def compare_studies(
     table = table.merge(about.drop(columns=["study", "model", "recipe", "epoch"]), on="run", validate="1:1")
     folder = first.root / "scores" if out is None else out
     with first.writing():
-        _write(folder, table, compared, level)
-    return Compared(folder, table, compared)
+        _write(folder, table, compared, level, {run.name: run.key for run in runs if run.key}, left_out)
+    return Compared(folder, table, compared, left_out)
 
 
-def _study_runs(study: Study, first: Study, level: Level, *, several: bool) -> list[_Run]:
+def _study_runs(study: Study, first: Study, level: Level, several: bool, left_out: list[tuple[str, str]]) -> list[_Run]:
+    """The runs of a study that are of the settings of now; the others are added to `left_out`."""
     folders = sorted(path.parent for path in (study.root / "profiles").glob(f"*/*/{CONSENSUS}"))
     if not folders:
         raise InputError(f"{study.root / 'profiles'}: no profiles; run `deepprofile run`")
     recipes = {folder.name for folder in folders}
     names = {getattr(study.columns, role): getattr(first.columns, role) for role in type(study.columns).model_fields}
     rename = {own: theirs for own, theirs in names.items() if own is not None and theirs is not None and own != theirs}
-    runs = []
+    by_run = {one.profiles_folder for sets in study.feature_sets for one in sets.recipe_sets}
+    runs: list[_Run] = []
+    stale: list[tuple[str, str]] = []
     for folder in folders:
         model, recipe = folder.parent.name, folder.name
-        final = SELECTED if (folder / SELECTED).exists() else NORMALIZED
-        table = read_table(folder / (CONSENSUS if level == "treatments" else final)).rename(columns=rename)
         name = " ".join([*([study.root.name] if several else []), model, *([recipe] if len(recipes) > 1 else [])])
+        asked = f"--model {model} --recipe {recipe}"
+        mend = f"deepprofile normalize {asked}`, then `deepprofile consensus {asked}"
+        mend = "deepprofile run" if folder in by_run else mend
+        try:
+            one = _of_folder(study, folder)
+            manifest, table = read_profiles(one, CONSENSUS, mend, again=mend)
+            if level == "replicates":
+                table = read_table(folder / final_wells(one))
+        except InputError as error:
+            log.warning("compare: %s is left out: %s", name, error)
+            stale.insert(0 if folder in by_run else len(stale), (name, str(error)))
+            continue
         about = {"study": study.root.name, "model": model, "recipe": recipe, **_training(study, model)}
-        runs.append(_Run(name, about | _batch(study, model, recipe), table))
+        key, scored = manifest.parts[CONSENSUS].key, Manifest.read(one.scores_folder, "scores")
+        about |= _batch(study, model, recipe) if scored.settings.get("profiles") == key else _NO_BATCH
+        if scored.parts and scored.settings.get("profiles") != key:
+            stale.append(
+                (f"batch of {name}", f"its scores were made before its profiles; run `deepprofile score {asked}`")
+            )
+        runs.append(_Run(name, about, table.rename(columns=rename), key))
+    if not runs:
+        raise InputError(stale[0][1])
+    left_out += stale
     return runs
+
+
+def _of_folder(study: Study, folder: Path) -> Study:
+    """The study with the model and the recipe of profiles/MODEL/RECIPE."""
+    for recipe in [*BUILT_IN, *study.recipes]:
+        if safe_name(recipe) == folder.name:
+            return study.with_model(folder.parent.name).with_recipe(recipe)
+    raise InputError(f"{folder}: study.yaml has no recipe of this name; write it there again, or delete the folder")
 
 
 def _from_file(name: str, path: Path, key: list[str], level: Level) -> _Run:
@@ -243,10 +298,19 @@ def _batch(study: Study, model: str, recipe: str) -> dict[str, Any]:
     return found
 
 
-def _write(folder: Path, table: pd.DataFrame, compared: Comparison, level: Level) -> None:
+def _write(
+    folder: Path,
+    table: pd.DataFrame,
+    compared: Comparison,
+    level: Level,
+    keys: Mapping[str, str],
+    left_out: Sequence[tuple[str, str]],
+) -> None:
     write_table(table, folder / "compare.csv")
     told = {
         "level": level,
+        "made_of": keys,
+        "left_out": left_out,
         "runs": json.loads(table.to_json(orient="records")),
         "pairs": json.loads(compared.pairs.to_json(orient="records")),
         "selection": json.loads(compared.selection.to_json(orient="records")),
@@ -259,6 +323,10 @@ def _write(folder: Path, table: pd.DataFrame, compared: Comparison, level: Level
         path.write_text(json.dumps(told, indent=1) + "\n", "utf-8")
     with atomic_path(folder / "compare.png") as path:
         comparison_figure(compared).savefig(path, dpi=150, metadata={"Software": None})
+
+
+def _with_ends(value: float, low: float, high: float) -> str:
+    return "-" if pd.isna(value) else f"{_number(value)} ({_number(low)}-{_number(high)})"
 
 
 def _number(value: float) -> str:

@@ -18,7 +18,7 @@ from cytominer_tools.queries import select
 from cytominer_tools.tables import read_table, write_table
 from deepprofile.crop_store import Crops
 from deepprofile.problems import named
-from deepprofile.profiles import CONSENSUS
+from deepprofile.profiles import CONSENSUS, read_profiles
 from deepprofile.study import Study
 from evaluation.figures import STYLE
 from evaluation.neighbours import class_calls, nearest_profiles, target_ranks, unrelated_similarities
@@ -106,14 +106,12 @@ def find_neighbours(
     Raises
     ------
     InputError
-        There are no consensus profiles, no such treatment, or a file lacks features of the study.
+        Consensus profiles are not made, or not under the settings of now; there is no such treatment; or a file lacks
+        features of the study.
     """
-    path = study.profiles_folder / CONSENSUS
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; run `deepprofile consensus`")
     if targets is not None and among is None:
         raise InputError("--targets: say with --among where the profiles of the genes are")
-    table = read_table(path)
+    _, table = read_profiles(study, CONSENSUS, "deepprofile consensus")
     if study.controls is not None:  # no treatment; the median of some is where spherizing puts zero
         table = table[~select(table, study.controls)].reset_index(drop=True)
     features = features_of(table)
@@ -169,9 +167,28 @@ def find_neighbours(
         ranked["compound"] = [names[at] for at in ranked["compound"]]
     folder = study.root / "neighbours" / study.profiles_folder.relative_to(study.root / "profiles")
     made = Found(folder, result, calls, accuracy, ranked)
+    pictured = None
+    if among is None and len(found):
+        first = found[found["query"] == found["query"].iloc[0]]
+        query = None if own is None else int(own[first["query"].iloc[0]])
+        pictured = _Pictured(
+            table, names, query, query_names[first["query"].iloc[0]], first["candidate"].tolist(), reverse
+        )
     with study.writing():
-        _write(study, made, table if among is None else None, names)
+        _write(study, made, pictured)
     return made
+
+
+@dataclass(frozen=True)
+class _Pictured:
+    """Whose cells the montage shows: rows of `table`."""
+
+    table: pd.DataFrame
+    names: list[str]
+    query: int | None  # None: it is of a file, and has no cells here
+    query_name: str
+    neighbours: list[int]
+    opposite: bool
 
 
 def _queries(
@@ -219,7 +236,7 @@ def _names(table: pd.DataFrame, keys: list[str]) -> list[str]:
     return [" ".join("" if pd.isna(cell) else str(cell) for cell in row) for row in table[keys].itertuples(index=False)]
 
 
-def _write(study: Study, found: Found, table: pd.DataFrame | None, names: list[str]) -> None:
+def _write(study: Study, found: Found, pictured: _Pictured | None) -> None:
     folder = found.folder
     write_table(found.table, folder / "neighbours.csv")
     told: dict[str, Any] = {"neighbours": json.loads(found.table.to_json(orient="records"))}
@@ -231,26 +248,24 @@ def _write(study: Study, found: Found, table: pd.DataFrame | None, names: list[s
     with atomic_path(folder / "neighbours.json") as path:
         path.write_text(json.dumps(told, indent=1) + "\n", "utf-8")
     (folder / "montage.png").unlink(missing_ok=True)
-    if table is not None and study.crop_store.is_dir() and len(found.table):
-        first = found.table[found.table["query"] == found.table["query"].iloc[0]]
-        rows = [names.index(name) for name in [*first["query"].head(1), *first["neighbour"]] if name in names]
-        figure = _montage(study, table, rows[:_ROWS], names)
+    if pictured is not None and study.crop_store.is_dir():
         with atomic_path(folder / "montage.png") as path:
-            figure.savefig(path, dpi=120, metadata={"Software": None})
+            _montage(study, pictured).savefig(path, dpi=120, metadata={"Software": None})
 
 
-def _montage(study: Study, table: pd.DataFrame, rows: list[int], names: list[str]) -> Figure:
+def _montage(study: Study, pictured: _Pictured) -> Figure:
     """Cells of the query and of its neighbours, a treatment a row; the first three channels blue, green and red."""
     crops = Crops(study.crop_store)
-    keys = list(study.consensus)
+    own = [] if pictured.query is None else [pictured.query]
+    rows = [*own, *pictured.neighbours][:_ROWS]
     rng = np.random.default_rng(study.seed)
     size = crops.shape[0]
     shape = (len(rows), _CELLS, size, size, 3)
     picture = np.ones(shape, dtype=np.float32)
     for at, row in enumerate(rows):
         mine = np.ones(len(crops), dtype=bool)
-        for key in keys:
-            mine &= (crops.table[key].astype(str) == str(table[key].iloc[row])).to_numpy()
+        for key in study.consensus:
+            mine &= (crops.table[key].astype(str) == str(pictured.table[key].iloc[row])).to_numpy()
         chosen = np.flatnonzero(mine)
         chosen = np.sort(rng.permutation(chosen)[:_CELLS])
         if len(chosen):
@@ -262,17 +277,23 @@ def _montage(study: Study, table: pd.DataFrame, rows: list[int], names: list[str
     whole = np.pad(picture, ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)), constant_values=1)
     whole = whole.transpose(0, 2, 1, 3, 4).reshape(len(rows) * whole.shape[2], -1, 3)
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(1.0 * _CELLS + 2.5, 1.0 * len(rows) + 0.5), layout="constrained", facecolor="white")
+        figure = Figure(figsize=(1.0 * _CELLS + 2.5, 1.0 * len(rows) + 0.7), layout="constrained", facecolor="white")
         axis = figure.subplots()
         axis.imshow(whole, interpolation="nearest")
         side = size + 2
-        words = [names[row][:32] for row in rows]
-        axis.set_yticks([side * (at + 0.5) for at in range(len(rows))], [f"{words[0]} (query)", *words[1:]], fontsize=8)
+        words = [pictured.names[row][:32] for row in rows]
+        if own:
+            words[0] += " (query)"
+        axis.set_yticks([side * (at + 0.5) for at in range(len(rows))], words, fontsize=8)
         axis.set_xticks([])
         axis.tick_params(length=0)
         axis.spines[:].set_visible(False)
-        shown = list(study.channels)[:3]
+        shown = zip(list(study.channels)[:3], ("blue", "green", "red"), strict=False)
         axis.set_title(
-            ", ".join(f"{c} {n}" for c, n in zip(shown, ("blue", "green", "red"), strict=False)), loc="left", fontsize=8
+            f"{pictured.query_name[:60]} and what is {'most opposite' if pictured.opposite else 'nearest'} to it: "
+            + ", ".join(f"{channel} {colour}" for channel, colour in shown)
+            + ("" if own else "\nThe query is of a file and has no cells here."),
+            loc="left",
+            fontsize=8,
         )
     return figure

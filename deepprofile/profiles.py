@@ -17,7 +17,7 @@ from cytominer_tools.errors import InputError
 from cytominer_tools.files import atomic_folder, atomic_path
 from cytominer_tools.frames import with_features
 from cytominer_tools.ledger import features_of, read_ledger
-from cytominer_tools.manifest import Manifest, PlateTable, digest
+from cytominer_tools.manifest import Manifest, PlateTable, changes, digest
 from cytominer_tools.tables import read_table, write_table
 from cytominer_tools.threads import map_ahead, workers
 from deepprofile.features import feature_settings, plate_features
@@ -252,9 +252,10 @@ def score_profiles(study: Study) -> Done:
     if not levels:
         raise InputError("study.yaml: nothing says which profiles match; set columns.treatment or columns.moa")
     roles = [study.controls, study.columns.batch, study.treatment]
-    settings = [study.scores.model_dump(mode="json"), [level.label for level in levels], across, roles, study.seed]
+    settings = [[level.label for level in levels], across, roles, study.seed]
     done = Manifest.read(study.scores_folder, "scores")
-    key = done.key([manifest.parts[CONSENSUS].key, twin_keys, settings])
+    done.expect(_score_settings(study, manifest))
+    key = done.key([twin_keys, settings])
     if done.is_current("scores.csv", key):
         return Done("score", 0, 1, done.parts["scores.csv"].rows, "scores")
     # one folder at once, so that nothing of an earlier run stays in it
@@ -272,8 +273,29 @@ def score_profiles(study: Study) -> Done:
         names = [f"{level}, {label.removeprefix(METADATA)}{across_words(columns)}" for level, label, columns in named]
         _save(score_figure(table, names=names), folder / "scores.png")
         write_table(table, folder / "scores.csv")
-        Manifest(folder, "scores").record("scores.csv", key, "scores.csv", len(table))
+        Manifest(folder, "scores", done.settings).record("scores.csv", key, "scores.csv", len(table))
     return Done("score", 1, 0, len(table), "scores")
+
+
+def _score_settings(study: Study, manifest: Manifest) -> dict[str, Any]:
+    return {"profiles": manifest.parts[CONSENSUS].key, "scores": study.scores.model_dump(mode="json")}
+
+
+def stale_scores(study: Study, manifest: Manifest) -> str:
+    """How the scores of a study differ from those of the profiles in `manifest`; empty where they do not.
+
+    Parameters
+    ----------
+    study : Study
+        With one recipe, that was scored.
+    manifest : Manifest
+        As `read_profiles` returns it for the consensus.
+    """
+    made, now = Manifest.read(study.scores_folder, "scores").settings, _score_settings(study, manifest)
+    if made.get("profiles") != now["profiles"]:
+        return "made before these profiles"
+    changed = changes(made, now)
+    return f"made under other settings ({changed[0]})" if changed else ""
 
 
 @dataclass(frozen=True)
@@ -329,13 +351,15 @@ def _score(study: Study, profiles: pd.DataFrame, level: _Level, across: str | No
     )
 
 
-def read_profiles(study: Study, name: str, command: str) -> tuple[Manifest, pd.DataFrame]:
+def read_profiles(
+    study: Study, name: str, command: str, *, again: str = "deepprofile run"
+) -> tuple[Manifest, pd.DataFrame]:
     """The table `name` of the study's recipe, and what is recorded of it.
 
     Raises
     ------
     InputError
-        It is not made, with `command` as the mend, or was made under other settings or of other tables.
+        It is not made, with `command` as the mend, or was made under other settings or of other tables, with `again`.
     """
     manifest = Manifest.read(study.profiles_folder, "profiles")
     chain = [WELLS, NORMALIZED, *([SELECTED] if study.recipe.selection else []), CONSENSUS]
@@ -345,7 +369,7 @@ def read_profiles(study: Study, name: str, command: str) -> tuple[Manifest, pd.D
     for table in chain[1:]:
         if manifest.parts[table].key != digest(made_from[table](study, manifest)):
             raise InputError(
-                f"{manifest.folder / table} was made from other profiles or under other settings; run `deepprofile run`"
+                f"{manifest.folder / table} was made from other profiles or under other settings; run `{again}`"
             )
     return manifest, read_table(manifest.folder / name)
 

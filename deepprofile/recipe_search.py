@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cytominer_tools.columns import PLATE, WELL, require_columns
+from cytominer_tools.columns import METADATA, PLATE, WELL, require_columns
 from cytominer_tools.errors import InputError
 from cytominer_tools.files import atomic_path
 from cytominer_tools.ledger import features_of
@@ -51,8 +51,8 @@ class RecipeSearch:
             score = f"{row['mean_average_precision']:.3f}"
             lines.append(f"{rank}. {row['name']}  mAP {score}, best in {row['chosen']} of {splits} splits")
         lines.append(
-            f"{table['name'].iloc[0]} was chosen by its score. On compounds that had no say the choice scores "
-            f"{self.search.held_out:.3f}."
+            f"{table['name'].iloc[0]} was chosen by its own score (mAP by {self.labels.removeprefix(METADATA)}), which "
+            f"flatters it. On compounds that had no say the choice scores {self.search.held_out:.3f}."
         )
         return [*lines, *(f"{name} is left out: {why}" for name, why in self.left_out)]
 

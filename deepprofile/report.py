@@ -19,11 +19,12 @@ from deepprofile.features import plate_features
 from deepprofile.index import load_index
 from deepprofile.intensities import STAGE as ILLUMINATION
 from deepprofile.locations import plate_locations
-from deepprofile.profiles import CONSENSUS, WELLS, final_wells, read_profiles
+from deepprofile.profiles import CONSENSUS, WELLS, final_wells, read_profiles, stale_scores
 from deepprofile.quality import OUT_OF_FOCUS, SATURATED, WHY
 from deepprofile.sites import site_rows
 from deepprofile.study import NAME, Study
 from deepprofile.work import by_reason, log
+from evaluation.comparison import PAIRS, Comparison
 from evaluation.report_parts import Result, treatment_names
 from evaluation.reports import report
 from evaluation.subsets import phenotype_strength
@@ -61,9 +62,9 @@ def write_report(study: Study, path: str | Path | None = None) -> Path:
     if not by:
         raise InputError("study.yaml: no column says what a treatment is; set columns.treatment or columns.compound")
     index = load_index(study)
-    results = [_result(one, index) for set_ in study.feature_sets for one in set_.recipe_sets]
+    warnings: list[str] = []
+    results = [_result(one, index, warnings) for set_ in study.feature_sets for one in set_.recipe_sets]
     columns = study.columns
-    compared = study.root / "scores" / "compare.csv"
     return report(
         study.root / FILE if path is None else path,
         results,
@@ -75,13 +76,14 @@ def write_report(study: Study, path: str | Path | None = None) -> Path:
         exclude_same=study.scores.exclude_same,
         title=study.root.name,
         quality=_quality(study, index),
-        comparison=read_table(compared) if compared.exists() else None,
+        comparison=_compared(study, warnings),
         settings=(study.root / NAME).read_text("utf-8") if (study.root / NAME).exists() else "",
+        warnings=warnings,
         seed=study.seed,
     )
 
 
-def _result(study: Study, index: pd.DataFrame) -> Result:
+def _result(study: Study, index: pd.DataFrame, warnings: list[str]) -> Result:
     manifest, treatments = read_profiles(study, CONSENSUS, "deepprofile run")
     wells, raw = (read_table(study.profiles_folder / name) for name in (final_wells(study), WELLS))
     found: dict[str, pd.DataFrame] = {}
@@ -97,6 +99,8 @@ def _result(study: Study, index: pd.DataFrame) -> Result:
     weights = card.get("weights")
     history = study.models / str(weights) / "history.csv"
     name = f"{study.profile.name}, {study.profiles.recipe}"
+    if scores is not None and (how := stale_scores(study, manifest)):
+        warnings.append(f"The scores of {name} were {how}: run `deepprofile score`.")
     return Result(
         name,
         wells,
@@ -112,6 +116,29 @@ def _result(study: Study, index: pd.DataFrame) -> Result:
         {"recipe": study.profiles.model_dump(mode="json"), "model": card},
         [name for name in map(str, wells.columns) if not name.startswith(METADATA)],
     )
+
+
+def _compared(study: Study, warnings: list[str]) -> Comparison | None:
+    """What `deepprofile compare` wrote to scores/, if it did."""
+    path = study.root / "scores" / "compare.json"
+    if not path.exists():
+        return None
+    try:
+        told = json.loads(path.read_text("utf-8"))
+        runs, made_of = told["runs"], told["made_of"]
+        curves = {
+            run: {name: pd.DataFrame(rows) for name, rows in named.items()} for run, named in told["curves"].items()
+        }
+        tables = [pd.DataFrame(told[name]) for name in ("runs", "pairs", "selection")]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: not a comparison of this version; run `deepprofile compare` again") from error
+    here = [row for row in runs if row["study"] == study.root.name and row["recipe"] is not None]
+    folders = {row["run"]: study.root / "profiles" / row["model"] / row["recipe"] for row in here}
+    parts = {run: Manifest.read(folder, "profiles").parts for run, folder in folders.items()}
+    if old := [run for run, made in parts.items() if CONSENSUS not in made or made[CONSENSUS].key != made_of.get(run)]:
+        warnings.append(f"The comparison was made before the profiles of {', '.join(old)}: run `deepprofile compare`.")
+    pairs = tables[1] if len(tables[1]) else pd.DataFrame(columns=PAIRS)
+    return Comparison(tables[0], pairs, curves, tables[2], pd.DataFrame())
 
 
 def _left_out(study: Study, index: pd.DataFrame, profiles: Manifest) -> list[dict[str, Any]]:

@@ -114,8 +114,11 @@ def run_steps(
         profiles, reasons = _selected(step, before) if isinstance(step, Select) else (run_step(step, before, roles), {})
         settings = {name: value for name, value in roles.resolved(step).items() if name != "step"}
         said = ledger_step(step.step, before, profiles, settings, reasons)
-        if said["dropped"]:
-            log.info("%s: %d of %d features are dropped", step.step, len(said["dropped"]), said["features"][0])
+        had, has = said["features"]
+        if len(said["dropped"]) == had:  # all go where others take their place
+            log.info("%s: %d features take the place of %d", step.step, has, had)
+        elif said["dropped"]:
+            log.info("%s: %d of %d features are dropped", step.step, len(said["dropped"]), had)
         if ledger is not None:
             ledger.append(said)
     return profiles

@@ -582,6 +582,10 @@ class Study(Section):
         untrained = weights is None or str(weights).startswith("untrained")
         return self._profiled(**chosen, model=name, weights=None if untrained else weights)
 
+    def with_model(self, name: str) -> "Study":
+        """The study with what is in profiles/`name` and scores/`name`, whether or not the features are still there."""
+        return self._profiled(model=name)
+
     @property
     def without_untrained(self) -> "Study":
         """The study without the baseline of untrained weights, which has stages of its own."""

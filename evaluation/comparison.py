@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from textwrap import wrap
 from typing import Any
 
 import matplotlib as mpl
@@ -23,6 +24,7 @@ from evaluation.standing import average_precisions
 from evaluation.statistics import wilcoxon
 
 SCORES = ("enrichment", "precision_at_r", "mean_average_precision")
+PAIRS = ["score", "run", "against", "difference", "low", "high", "p", "test"]
 _TITLES = {
     "enrichment": "Enrichment (odds ratio)",
     "precision_at_r": "Precision at R",
@@ -132,9 +134,8 @@ def compare_runs(
     scored = {
         run: _score(SIMILARITIES[similarity](X), codes, exclude, percentile=percentile) for run, X in tables.items()
     }
-    weights = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=draws)
-    candidates = _class_pairs(codes, exclude, len(names))
-    drawn = {run: _drawn(one, codes, candidates, weights.astype(np.float64)) for run, one in scored.items()}
+    weights, candidates = _weights(len(names), draws, seed), _class_pairs(codes, exclude, len(names))
+    drawn = {run: _drawn(one, codes, candidates, weights) for run, one in scored.items()}
     rows = []
     for run, one in scored.items():
         row: dict[str, Any] = {"run": run, "labels": labels, "similarity": similarity}
@@ -153,10 +154,9 @@ def compare_runs(
     queries = meta[[*key, labels]].copy()
     for run, one in scored.items():
         queries[f"{run} precision_at_r"], queries[f"{run} average_precision"] = one.precision, one.average
-    names_of_pairs = ["score", "run", "against", "difference", "low", "high", "p", "test"]
     return Comparison(
         pd.DataFrame(rows),
-        pd.DataFrame(pairs, columns=names_of_pairs),
+        pd.DataFrame(pairs, columns=PAIRS),
         {run: _curves(one, codes, exclude) for run, one in scored.items()},
         selection,
         queries,
@@ -239,6 +239,41 @@ def _score(similarity: Similarity, codes: Codes, exclude: Codes, *, percentile: 
     return _Scored(precision, average_precisions(ranks), classes, found.odds_ratio, found.reason, ranks, similarity)
 
 
+def enrichment_interval(
+    similarity: Similarity,
+    labels: Codes,
+    *,
+    exclude: Codes | None = None,
+    percentile: float = 99.5,
+    draws: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """The interval of the enrichment of one run, as `compare_runs` makes it: whole classes are redrawn.
+
+    Parameters
+    ----------
+    similarity : Similarity
+    labels : int array, shape (n,), from 0
+    exclude : int array, shape (n, n_columns), optional
+        Pairs that share a value of a column are not compared; negative: shared with none.
+    """
+    apart = np.empty((len(labels), 0), dtype=np.int64) if exclude is None else exclude
+    top = TopPairs(len(labels), apart, percentile=percentile)
+    sweep(similarity, apart, [top])
+    _, i, j = top.pairs()
+    classes = int(labels.max()) + 1
+    candidates = _class_pairs(labels, apart, classes)
+    pairs = np.stack([labels[i], labels[j]], axis=1)
+    return _ends(_drawn_odds_ratios(pairs, candidates, _weights(classes, draws, seed)), level)
+
+
+def _weights(classes: int, draws: int, seed: int) -> Floats:
+    """How often each class is drawn, shape (draws, classes)."""
+    rng = np.random.default_rng(seed)
+    return rng.multinomial(classes, np.full(classes, 1 / classes), size=draws).astype(np.float64)
+
+
 def _class_pairs(codes: Codes, exclude: Codes, classes: int) -> Floats:
     """Candidate pairs of rows, each counted as (a, b) and (b, a), by their two classes: shape (classes, classes)."""
     kept = np.zeros((classes, classes))
@@ -260,15 +295,19 @@ def _drawn(one: _Scored, codes: Codes, candidates: Floats, weights: Floats) -> d
         counts = np.bincount(codes[known], minlength=classes)
         with np.errstate(invalid="ignore"):
             found[name] = (weights @ sums) / (weights @ counts)
-    top = np.zeros((classes, classes))
-    np.add.at(top, (one.top[:, 0], one.top[:, 1]), 1.0)
-    top = top + top.T
-    a, b = _weighted(top, weights)
+    found["enrichment"] = _drawn_odds_ratios(one.top, candidates, weights)
+    return found
+
+
+def _drawn_odds_ratios(top: npt.NDArray[np.int64], candidates: Floats, weights: Floats) -> Floats:
+    """Enrichment of each draw of classes; `top` are the classes of the pairs on top, shape (n_pairs, 2)."""
+    counts = np.zeros(candidates.shape)
+    np.add.at(counts, (top[:, 0], top[:, 1]), 1.0)
+    a, b = _weighted(counts + counts.T, weights)
     matches, others = _weighted(candidates, weights)
     with np.errstate(divide="ignore", invalid="ignore"):
         # half a pair, so that a draw without other pairs on top is large and not infinite
-        found["enrichment"] = (a + 0.5) * (others - b + 0.5) / ((b + 0.5) * (matches - a + 0.5))
-    return found
+        return np.asarray((a + 0.5) * (others - b + 0.5) / ((b + 0.5) * (matches - a + 0.5)))
 
 
 def _weighted(pairs: Floats, weights: Floats) -> tuple[Floats, Floats]:
@@ -369,7 +408,7 @@ def comparison_figure(comparison: Comparison) -> Figure:
                 axis.text(
                     0.02,
                     0.5,
-                    "undefined" + (f":\n{reason[:60]}" if reason else ""),
+                    "undefined" + (":\n" + "\n".join(wrap(reason, 40)) if reason else ""),
                     transform=axis.transAxes,
                     va="center",
                     fontsize=7,
@@ -378,11 +417,11 @@ def comparison_figure(comparison: Comparison) -> Figure:
                 )
                 axis.set_xticks([])
         drawn = (
-            ("enrichment", "percentile", "robust", "Enrichment by percentile", "percentile of similarity"),
-            ("precision_recall", "k", "precision", "Precision by depth", "nearest neighbours"),
-            ("hits", "share", "excess", "Matches beyond random order", "share of the list read"),
+            ("enrichment", "percentile", "robust", "Enrichment", "percentile of similarity", "odds ratio"),
+            ("precision_recall", "k", "precision", "Precision", "k nearest profiles", "mean over profiles"),
+            ("hits", "share", "excess", "Hits beyond chance", "share of the list of neighbours", "share of matches"),
         )
-        for axis, (name, x, y, title, xlabel) in zip(axes[1], drawn, strict=True):
+        for axis, (name, x, y, title, xlabel, ylabel) in zip(axes[1], drawn, strict=True):
             for run, colour in zip(runs, colours, strict=True):
                 curve = comparison.curves[run][name]
                 axis.plot(curve[x], curve[y], color=colour, label=run, linewidth=1.4)
@@ -395,7 +434,7 @@ def comparison_figure(comparison: Comparison) -> Figure:
             if name == "enrichment":
                 axis.set_yscale("log")
             axis.set_title(title, loc="left", fontsize=9, fontweight="bold")
-            axis.set_xlabel(xlabel)
+            axis.set(xlabel=xlabel, ylabel=ylabel)
         handles, names = axes[1][1].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside lower center", ncols=min(4, len(names)), frameon=False, fontsize=8)
     return figure

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from itertools import pairwise
-from textwrap import shorten, wrap
+from textwrap import wrap
 from typing import Any, Literal
 
 import matplotlib as mpl
@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from cytominer_tools.columns import feature_columns, require_columns
+from cytominer_tools.columns import METADATA, feature_columns, require_columns
 from cytominer_tools.errors import InputError
 from evaluation.scores import SIMILARITIES, finite_features
 from evaluation.similarity import Floats, Similarity
@@ -211,16 +211,15 @@ def similarity_figure(
         axis.set_xticks([])
         if named:
             size = float(np.clip(height * 0.88 * gap * 72 * 0.85, 5.8, 9))
-            short = [
-                shorten(words.iloc[i], 32, placeholder="…") if " " in words.iloc[i] else words.iloc[i][:32]
-                for i in starts
-            ]
+            short = [clipped(words.iloc[i], 32) for i in starts]
             axis.set_yticks(middle, short, fontsize=size)
             axis.tick_params(axis="y", length=0, pad=4)
-            axis.set_xlabel(labels)
+            axis.set_xlabel(labels.removeprefix(METADATA))
         else:
             axis.set_yticks([])
-            axis.set_xlabel(f"{labels}: {len(starts)} classes in order of their names (too many to name here)")
+            axis.set_xlabel(
+                f"{labels.removeprefix(METADATA)}: {len(starts)} classes in order of their names, too many to show"
+            )
         if scale == 1 and len(starts) < len(words):
             known = words.iloc[starts].ne(NO_LABEL).to_numpy()
             for start, stop in zip(starts[known], stops[known], strict=True):
@@ -241,6 +240,15 @@ def natural(word: str) -> tuple[bool, list[tuple[float, str]]]:
     """A sort key that puts 3 before 12, and no word at all last."""
     parts = re.split(r"(\d+(?:\.\d+)?)", word)
     return word == "", [(float(part) if at % 2 else -1.0, part) for at, part in enumerate(parts)]
+
+
+def clipped(word: str, most: int) -> str:
+    """A name of at most `most` letters, with a sign where it goes on.
+
+    >>> clipped("tubulin inhibitor", 10), clipped("DMSO", 10)
+    ('tubulin i…', 'DMSO')
+    """
+    return word if len(word) <= most else word[: most - 1] + "…"
 
 
 def _shrunk(similarity: Similarity) -> Floats:

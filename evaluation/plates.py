@@ -16,6 +16,16 @@ FORMATS = ((8, 12), (16, 24), (32, 48))  # rows and columns of plates of 96, 384
 Places = npt.NDArray[np.int64]
 
 
+def require_places(table: pd.DataFrame, where: str) -> None:
+    """Raise an InputError, which says `where`, unless every row has a plate and a well."""
+    require_columns(table, [PLATE, WELL], where)
+    for name in (PLATE, WELL):
+        if lacking := int(table[name].isna().sum()):
+            raise InputError(
+                f"{where}: {lacking} of {len(table)} rows have no {name}; give it, or leave these rows out"
+            )
+
+
 def well_places(wells: pd.Series) -> tuple[Places, Places]:
     """Row and column of each well, from 0.
 

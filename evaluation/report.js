@@ -8,13 +8,15 @@
   const MISSING = 65535;
   const coarse = window.matchMedia("(pointer: coarse)").matches;
   const $ = (id) => document.getElementById(id);
+  for (const set of DATA.sets) set.treatments = DATA.treatments[set.treatments];
   const state = { set: DATA.sets[0], treatment: null };
   const figures = [];
 
   // --- numbers and words ---------------------------------------------------------------------------------------
-  const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
-  function codes(text) {
-    const raw = bytes(text), out = new Array(raw.length / 2);
+  // numbers and pictures stand in `texts`, once for all sets that have them
+  const bytes = (at) => Uint8Array.from(atob(DATA.texts[at]), (c) => c.charCodeAt(0));
+  function codes(at) {
+    const raw = bytes(at), out = new Array(raw.length / 2);
     for (let i = 0; i < out.length; i++) {
       const code = raw[2 * i] + 256 * raw[2 * i + 1];
       out[i] = code === MISSING ? -1 : code;
@@ -64,10 +66,19 @@
   const layout = (more) => ({
     font: { family: "system-ui, Arial, sans-serif", size: 12, color: INK }, paper_bgcolor: "#fff", plot_bgcolor: "#fff",
     margin: { l: 48, r: 12, t: 28, b: 40 }, height: 340, hovermode: "closest", dragmode: coarse ? false : "zoom",
-    legend: { orientation: "h", y: -0.22, x: 0, font: { size: 11 } }, showlegend: false,
+    legend: { orientation: "h", y: -0.22, x: 0, font: { size: 11 }, itemsizing: "constant" }, showlegend: false,
     hoverlabel: { align: "left", namelength: 0 }, ...more,
   });
   const head = (text) => ({ text, x: 0, xref: "paper", xanchor: "left", font: { size: 13 }, y: 0.98, yanchor: "top" });
+  // ticks of an axis of logarithms: 1, 2, 5, 10 or, over more than two decades, powers of ten
+  function decades(values) {
+    const known = values.filter((v) => v > 0).map(Math.log10);
+    if (!known.length) return {};
+    const low = Math.floor(Math.min(...known)), high = Math.ceil(Math.max(...known)), far = Math.max(...known) - Math.min(...known) > 2;
+    const step = Math.max(1, Math.ceil((high - low) / 5));
+    const ticks = far ? range(high - low + 1).filter((k) => k % step === 0).map((k) => 10 ** (low + k)) : range(high - low + 1).flatMap((k) => [1, 2, 5].map((m) => m * 10 ** (low + k)));
+    return { type: "log", tickmode: "array", tickvals: ticks, ticktext: ticks.map(said) };
+  }
   const clickable = new WeakSet();
   function plot(div, traces, about) {
     Plotly.react(div, traces, layout(about), CONFIG);
@@ -145,20 +156,63 @@
         line(p.k, p.precision, "precision", BLUE), line(p.k, p.recall, "recall", "#009e73", { marker: { symbol: "square", size: 5 } }),
         line(p.k, p.chance, "precision by chance", GREY, { mode: "lines", line: { color: GREY, dash: "dot" } }),
       ], { title: head("Precision and recall"), showlegend: true, xaxis: axis("k nearest profiles", { rangemode: "tozero" }),
-        yaxis: axis("mean", { range: [0, 1.03] }) });
+        yaxis: axis("mean over profiles", { range: [0, 1.03] }) });
       plot($("curves-plot1"), [
         line(e.percentile, e.robust_high, "", BLUE, { mode: "lines", line: { width: 0 }, hoverinfo: "skip", hovertemplate: null }),
         line(e.percentile, e.robust_low, "", BLUE, { mode: "lines", line: { width: 0 }, fill: "tonexty",
           fillcolor: "rgba(0,114,178,.18)", hoverinfo: "skip", hovertemplate: null }),
         line(e.percentile, e.robust, "odds ratio", BLUE),
         line([e.percentile[0], e.percentile.at(-1)], [1, 1], "chance", GREY, { mode: "lines", line: { color: GREY, dash: "dot" } }),
-      ], { title: head("Enrichment"), xaxis: axis("percentile of similarity"), yaxis: axis("odds ratio", { type: "log", dtick: 1 }) });
+      ], { title: head("Enrichment"), xaxis: axis("percentile of similarity"), yaxis: axis("odds ratio", decades([1, ...e.robust_low, ...e.robust_high].filter((v) => v !== null))) });
       plot($("curves-plot2"), [
         line(h.share, h.excess, "", BLUE, { mode: "lines" }),
         line([0, 1], [0, 0], "", GREY, { mode: "lines", line: { color: GREY, dash: "dot" } }),
       ], { title: head("Hits beyond chance"), xaxis: axis("share of the list of neighbours"), yaxis: axis("share of matches") });
       note("curves", `${found.n} profiles, ${found.labels} labels. Area of the hits over the first fifth of the list, ` +
         `5 times: ${said(found.s20)} (0 by chance, 0.9 at best).`);
+    },
+  });
+
+  // --- runs that were compared ------------------------------------------------------------------------------------------
+  const RUN_SCORES = { enrichment: "Enrichment (odds ratio)", precision_at_r: "Precision at R", mean_average_precision: "Mean average precision" };
+  // names without the words that all of them begin with, and of long ones the end, by which they differ
+  function ends(names) {
+    let same = names.length > 1 ? names[0].length : 0;
+    for (const word of names) while (!word.startsWith(names[0].slice(0, same))) same--;
+    while (same > 0 && /[A-Za-z0-9.]/.test(names[0][same - 1])) same--;
+    return names.map((word) => (same < 6 ? word : "…" + word.slice(same))).map((word) => (word.length > 30 ? "…" + word.slice(-29) : word));
+  }
+  if (DATA.runs) figure("runs", {
+    draw() {
+      const found = DATA.runs, all = range(found.names.length), by = found.scores.mean_average_precision[0];
+      // the best ones have a colour, a dash and a shape of their own, in the order of the table
+      const best = new Set([...all].sort((a, b) => (by[b] ?? -1) - (by[a] ?? -1)).slice(0, CLASSES.length));
+      const place = new Map([...all].filter((i) => best.has(i)).map((i, n) => [i, n]));
+      const colour = (i) => (best.has(i) ? CLASSES[place.get(i)] : PALE), shape = (i) => (best.has(i) ? SHAPES[place.get(i)] : "circle");
+      const order = [...all.filter((i) => !best.has(i)), ...place.keys()];
+      const words = ends(found.names).map(plain);
+      Object.keys(RUN_SCORES).forEach((score, k) => {
+        const [value, low, high] = found.scores[score], known = all.filter((i) => value[i] !== null);
+        const log = score === "enrichment" && known.every((i) => value[i] > 0 && low[i] > 0);
+        plot($(`runs-plot${k || ""}`), [{ mode: "markers", x: known.map((i) => value[i]), y: known, cliponaxis: false,
+          marker: { size: 9, color: known.map(colour), symbol: known.map(shape) },
+          error_x: { type: "data", symmetric: false, array: known.map((i) => high[i] - value[i]), arrayminus: known.map((i) => value[i] - low[i]), color: GREY, thickness: 1.5, width: 3 },
+          text: known.map((i) => `${plain(found.names[i])}<br>${said(value[i])} (${said(low[i])} to ${said(high[i])})`), hoverinfo: "text" }], {
+          height: Math.max(150, 70 + 22 * all.length), title: head(RUN_SCORES[score]), margin: { l: 20, r: 12, t: 28, b: 36 },
+          xaxis: axis("", !known.length ? { visible: false } : log ? decades(known.flatMap((i) => [value[i], low[i], high[i]])) : { rangemode: "tozero", nticks: 6 }),
+          yaxis: axis("", { range: [all.length - 0.5, -0.5], tickmode: "array", tickvals: all, ticktext: words, ticks: "", showgrid: false, tickfont: { size: 10 } }),
+          annotations: known.length ? [] : [{ text: "undefined, see<br>below the table", x: 0.5, xref: "paper", y: 0.5, yref: "paper", showarrow: false, font: { size: 11 } }] });
+      });
+      const curve = (k, part, x, y, called, xtitle, more, chance) => plot($(`runs-plot${k}`), [
+        ...chance, ...order.map((i) => ({ x: found.curves[part][i][x], y: found.curves[part][i][y], name: words[i], mode: best.has(i) ? "lines+markers" : "lines",
+          line: { color: colour(i), width: best.has(i) ? 2 : 1 }, marker: { symbol: shape(i), size: 6, maxdisplayed: 10 }, hovertemplate: `${words[i]}<br>%{x:.3g}: %{y:.3g}` }))], {
+        height: 280, title: head(called), xaxis: axis(xtitle), yaxis: axis(""), ...more });
+      const dotted = (x, y) => [{ x, y, mode: "lines", hoverinfo: "skip", line: { color: GREY, dash: "dot", width: 1 } }];
+      const first = found.curves.precision_recall[0], span = found.curves.enrichment[0].percentile;
+      curve(3, "enrichment", "percentile", "robust", "Enrichment", "percentile of similarity", { yaxis: axis("odds ratio", decades([1, ...found.curves.enrichment.flatMap((one) => one.robust)])) }, dotted([span[0], span.at(-1)], [1, 1]));
+      curve(4, "precision_recall", "k", "precision", "Precision", "k nearest profiles", { yaxis: axis("mean over profiles", { range: [0, 1.03] }) }, dotted(first.k, first.chance));
+      curve(5, "hits", "share", "excess", "Hits beyond chance", "share of the list of neighbours", { yaxis: axis("share of matches") }, dotted([0, 1], [0, 0]));
+      note("runs", all.length > best.size ? `The ${best.size} runs with the highest mean average precision are in colour.` : "");
     },
   });
 
@@ -185,13 +239,15 @@
       const shown = view === "each" ? range(set.wells.plates.length) : view === "mean" ? [0] : [Number(view)];
       const width = $("plates-plot").clientWidth || 600;
       const across = Math.max(1, Math.min(shown.length, Math.floor(width / Math.max(150, cols * 7))));
-      const down = Math.ceil(shown.length / across), high = rows + 2, wide = cols + 1;
+      const down = Math.ceil(shown.length / across), wide = cols + 1;
+      const cell = Math.min(30, Math.max(2, (width - 110) / (across * wide)));
+      const gap = Math.max(2, Math.ceil(16 / cell)), high = rows + gap;  // room for the name of a plate above it
       const z = range(down * high).map(() => new Array(across * wide).fill(null));
       const text = z.map((line) => line.map(() => "")), treatments = z.map((line) => line.map(() => -1));
       const sums = view === "mean" ? z.map((line) => line.map(() => 0)) : null;
       const place = (i) => {
         const k = view === "mean" ? 0 : shown.indexOf(w.plate[i]);
-        return k < 0 ? null : [Math.floor(k / across) * high + 1 + w.row[i], (k % across) * wide + w.column[i]];
+        return k < 0 ? null : [Math.floor(k / across) * high + gap - 1 + w.row[i], (k % across) * wide + w.column[i]];
       };
       const marked = { x: [], y: [] };
       values.forEach((value, i) => {
@@ -212,7 +268,7 @@
         for (const y of range(z.length)) for (const x of range(z[0].length)) {
           if (!sums[y][x]) continue;
           z[y][x] /= sums[y][x];
-          text[y][x] = `${wellName(y - 1, x)}: ${said(z[y][x])}<br>mean of ${sums[y][x]} wells`;
+          text[y][x] = `${wellName(y - gap + 1, x)}: ${said(z[y][x])}<br>mean of ${sums[y][x]} wells`;
           treatments[y][x] = -1;
         }
       }
@@ -233,15 +289,14 @@
         if (trace.zmin === trace.zmax) { delete trace.zmin; delete trace.zmax; }
       }
       const names = shown.map((p, k) => ({ text: plain(clipped(view === "mean" ? "all plates" : set.wells.plates[p], 24)), showarrow: false,
-        x: (k % across) * wide - 0.5, y: Math.floor(k / across) * high + 0.45, xanchor: "left", yanchor: "bottom", font: { size: 11 } }));
+        x: (k % across) * wide - 0.5, y: Math.floor(k / across) * high + gap - 1.55, xanchor: "left", yanchor: "bottom", font: { size: 11 } }));
       const frames = shown.map((_, k) => ({ type: "rect", line: { color: PALE, width: 1 },
         x0: (k % across) * wide - 0.5, x1: (k % across) * wide + cols - 0.5,
-        y0: Math.floor(k / across) * high + 0.5, y1: Math.floor(k / across) * high + rows + 0.5 }));
-      const cell = Math.min(30, Math.max(2, (width - 110) / (across * wide)));
+        y0: Math.floor(k / across) * high + gap - 1.5, y1: Math.floor(k / across) * high + gap + rows - 1.5 }));
       const single = shown.length === 1;
       const ticks = single
         ? { x: { tickvals: range(cols).filter((c) => cols <= 12 || c % 4 === 0), ticktext: range(cols).filter((c) => cols <= 12 || c % 4 === 0).map((c) => String(c + 1)), side: "bottom" },
-          y: { tickvals: range(rows).filter((r) => rows <= 16 || r % 4 === 0).map((r) => r + 1), ticktext: range(rows).filter((r) => rows <= 16 || r % 4 === 0).map((r) => wellName(r, 0).slice(0, -2)) } }
+          y: { tickvals: range(rows).filter((r) => rows <= 16 || r % 4 === 0).map((r) => r + gap - 1), ticktext: range(rows).filter((r) => rows <= 16 || r % 4 === 0).map((r) => wellName(r, 0).slice(0, -2)) } }
         : { x: { showticklabels: false, ticks: "" }, y: { showticklabels: false, ticks: "" } };
       plot($("plates-plot"), [trace, { x: marked.x, y: marked.y, mode: "markers", hoverinfo: "skip",
         marker: { symbol: "square-open", color: SELECT, size: Math.max(6, cell + 1), line: { width: 2.5, color: SELECT } } }], {
@@ -255,7 +310,7 @@
       else if (test) words.push(`Edge test among ${set.wells.among}: an edge well is higher in ${said(100 * test.higher)} % of pairs, ` +
         `p = ${said(test.p)} (${test.edge} edge, ${test.inner} inner wells; ${set.wells.tested} columns were tested).`);
       const [kept, all] = set.wells.features;
-      words.push(kept < all ? `Of ${all} features the ${kept} with the lowest p are in this file.` : "");
+      words.push(kept === all ? "" : kept ? `Of ${all} features the ${kept} with the lowest p are in this file.` : `The ${all} features are not in this file.`);
       if (marked.x.length) words.push(`Framed: ${name(state.treatment)}.`);
       note("plates", words.filter(Boolean).join(" "));
     },
@@ -315,7 +370,7 @@
       const mine = all.filter((i) => of[i] === state.treatment);
       traces.push({ mode: "markers", x: mine.map((i) => x[i]), y: mine.map((i) => y[i]), text: mine.map((i) => text[i]), hoverinfo: "text",
         showlegend: false, marker: { size: size + 7, color: "rgba(0,0,0,0)", symbol: "circle", line: { color: SELECT, width: 3 } } });
-      plot($("map-plot"), traces, { height: 480, showlegend: Boolean(levels), legend: { orientation: "h", y: -0.14, font: { size: 11 } },
+      plot($("map-plot"), traces, { height: 480, showlegend: Boolean(levels), legend: { orientation: "h", y: -0.14, font: { size: 11 }, itemsizing: "constant" },
         xaxis: axis(one.axes[k]), yaxis: axis(one.axes[k + 1]) });
       words.push(`${rows.length} ${level}.`);
       if (set.left) words.push(`${set.left} wells are left out of all figures of profiles: a feature is missing or infinite, or all are 0.`);
@@ -389,10 +444,14 @@
         yaxis2: { domain: [0.86, 1], showgrid: false, zeroline: false, title: { text: tree ? "distance" : "", font: { size: 10 } }, nticks: 3, tickfont: { size: 9 }, visible: tree, fixedrange: true } });
       const words = [`${n} treatments.`];
       if (found.total > n) words.push(`Of ${found.total} these are of the largest classes.`);
-      if (at >= 0) {
-        const near = range(n).filter((j) => j !== at).sort((a, b) => z[at][b] - z[at][a]).slice(0, 5);
-        words.push(`Nearest to ${name(state.treatment)}: ` + near.map((j) => `${name(ids[j])}${set.treatments.moa[ids[j]] ? ` (${set.treatments.moa[ids[j]]})` : ""} ${said(z[at][j])}${z[at][j] >= found.limit * 0.999 ? " or more" : ""}`).join("; ") + ".");
-      } else if (state.treatment !== null) words.push(`${name(state.treatment)} is not among them.`);
+      if (state.treatment !== null && at < 0) words.push(`${name(state.treatment)} is not among them.`);
+      const row = state.treatment === null ? -1 : codes(found.nearest.of).indexOf(state.treatment);
+      if (row >= 0) {
+        const most = found.nearest.most, part = (list) => list.slice(row * most, (row + 1) * most);
+        const cosine = part(numbers(found.nearest.cosine));
+        words.push(`Nearest to ${name(state.treatment)}: ` + part(codes(found.nearest.who)).map((t, k) =>
+          `${name(t)}${set.treatments.moa[t] ? ` (${set.treatments.moa[t]})` : ""} ${said(cosine[k])}`).join("; ") + ".");
+      }
       note("similarity", words.join(" "));
     },
     marks: true,
@@ -403,13 +462,13 @@
     draw(set) {
       const found = set.replicates;
       if (found.why) return nothing("replicates", found.why);
-      const every = [...found.median, ...found.null].filter((v) => v !== null);
+      const shuffled = numbers(found.null), every = [...found.median, ...shuffled].filter((v) => v !== null);
       const low = Math.min(...every), high = Math.max(...every), size = Math.max((high - low) / 40, 1e-6);
       const bars = (x, called, colour) => ({ type: "histogram", x, name: called, histnorm: "percent", opacity: 0.65,
         xbins: { start: low, end: high + size, size }, marker: { color: colour }, hovertemplate: "%{y:.3g} %<extra></extra>" });
       const at = found.treatment.indexOf(state.treatment);
       const shapes = at < 0 ? [] : [{ type: "line", x0: found.median[at], x1: found.median[at], y0: 0, y1: 1, yref: "paper", line: { color: SELECT, width: 3 } }];
-      plot($("replicates-plot"), [bars(found.null, "shuffled", GREY), bars(found.median, "replicates", BLUE)], { barmode: "overlay", showlegend: true,
+      plot($("replicates-plot"), [bars(shuffled, "shuffled", GREY), bars(found.median, "replicates", BLUE)], { barmode: "overlay", showlegend: true,
         shapes, xaxis: axis("median Pearson correlation"), yaxis: axis("% of the values") });
       const words = [`${found.treatment.length} treatments; percent replicating ${said(found.percent)} (5 by chance).`];
       if (found.apart.length) words.push(`Wells of the same ${found.apart.join(" or ")} are not compared.`);
@@ -450,6 +509,7 @@
     fill(set) { fill($("doses-compound"), [["", "the lowest EC50 first"], ...(set.doses.compounds || []).map((one, i) => [String(i), one.compound])]); },
     draw(set) {
       const found = set.doses;
+      $("doses-compound").closest(".controls").hidden = Boolean(found.why);
       if (found.why) return nothing("doses", found.why);
       const chosen = $("doses-compound").value;
       const mine = state.treatment === null ? null : set.treatments.compound[state.treatment];
@@ -472,8 +532,8 @@
         ], { height: 250, title: head(plain(clipped(one.compound, 34))), margin: { l: 44, r: 8, t: 28, b: 48 },
           shapes: [{ type: "rect", x0: 0, x1: 1, xref: "paper", y0: low, y1: high, fillcolor: "#ececec", line: { width: 0 }, layer: "below" },
             { type: "line", x0: 0, x1: 1, xref: "paper", y0: middle, y1: middle, line: { color: GREY, width: 1 }, layer: "below" }],
-          xaxis: axis(plain(unit), { type: "log", range: [Math.log10(Math.min(...one.x)) - 0.25, Math.log10(Math.max(...one.x)) + 0.25], nticks: 5 }),
-          yaxis: axis("distance", { range: [-0.03 * top, top * 1.06] }),
+          xaxis: axis(plain(unit), { ...decades(one.x), type: "log", range: [Math.log10(Math.min(...one.x)) - 0.25, Math.log10(Math.max(...one.x)) + 0.25] }),
+          yaxis: axis("distance from controls", { range: [-0.03 * top, top * 1.06] }),
           annotations: [{ text: one.ec50 === null ? plain(clipped(one.why.split(",")[0], 46)) : `EC50 ${said(one.ec50)}` + (one.low === null ? "" : ` (${said(one.low)} to ${said(one.high)})`),
             x: 0, xref: "paper", xanchor: "left", y: 1, yref: "paper", yanchor: "top", showarrow: false, font: { size: 11 } }] });
       }
@@ -495,16 +555,16 @@
         const box = make("div", undefined, div), image = document.createElement("img");
         box.className = "strip";
         make("p", words, box);
-        image.src = `data:image/jpeg;base64,${found.strips[key]}`;
+        image.src = `data:image/jpeg;base64,${DATA.texts[found.strips[key]]}`;
         image.alt = `Cells of ${words}`;
         box.appendChild(image);
       };
-      if (found.strips[""]) strip("", "controls");
+      if (found.strips[""] !== undefined) strip("", "controls");
       const there = Object.keys(found.strips).filter(Boolean), mine = state.treatment === null ? null : name(state.treatment);
-      const shown = mine !== null && found.strips[mine] ? [mine] : mine !== null ? [] : there.slice(0, 6);
+      const shown = mine !== null && found.strips[mine] !== undefined ? [mine] : mine !== null ? [] : there.slice(0, 6);
       for (const key of shown) strip(key, key);
       const words = mine !== null && !shown.length ? `No cells of ${mine} are in this file. ` : mine === null && there.length > 6 ? "Six treatments are shown; choose one to see it. " : "";
-      note("cells", `${words}${found.about ? found.about + " " : ""}The file has cells of ${there.length} treatments${found.given > there.length ? `, of ${found.given}` : ""}.`);
+      note("cells", `${words}${found.about ? found.about + " " : ""}The file has cells of ${there.length} treatment${there.length === 1 ? "" : "s"}${found.given > there.length ? `, of ${found.given}` : ""}.`);
     },
     marks: true,
   });

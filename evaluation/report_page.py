@@ -12,24 +12,41 @@ import numpy as np
 import pandas as pd
 
 from cytominer_tools.columns import METADATA
-from evaluation.report_parts import Result, score_intervals
+from evaluation.comparison import SCORES, Comparison
+from evaluation.figures import TITLES
+from evaluation.report_parts import Result, score_interval
 
 
-def page_of(
-    title: str,
+def body_of(
     results: Sequence[Result],
-    data: Mapping[str, Any],
-    plotly: str,
+    sets: Sequence[Mapping[str, Any]],
     *,
     quality: pd.DataFrame | None,
-    comparison: pd.DataFrame | None,
+    comparison: Comparison | None,
     settings: str,
     seed: int,
 ) -> str:
-    """The page; `data` is what report.js draws, `plotly` the text of plotly.js, the rest as in `evaluation.report`."""
-    inner = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
-    # inside a script element only these could end it
-    inner = inner.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+    """The links and the sections; `sets` is what report.js draws of `results`, the rest as in `evaluation.report`."""
+    parts = [
+        _scores(results, sets, seed),
+        *(() if comparison is None else (_comparison(comparison),)),
+        *_FIGURES,
+        _quality(quality),
+        _selection(results),
+        _left_out(results),
+        _provenance(results, settings),
+    ]
+    links = "".join(f'<a href="#{name}">{escape(heading)}</a>' for name, heading, _ in parts)
+    sections = "\n".join(
+        f'<section id="{name}"><h2>{escape(heading)}</h2>\n{html}\n</section>' for name, heading, html in parts
+    )
+    return f"<nav>{links}</nav>\n<noscript><p>The figures need JavaScript; the tables do not.</p></noscript>\n" + (
+        f"<main>\n{sections}\n</main>"
+    )
+
+
+def page_of(title: str, body: str, data: str, plotly: str, *, warnings: Sequence[str], several: bool) -> str:
+    """The page; `data` is what report.js draws, as JSON that ends no element, `plotly` the text of plotly.js."""
     code = files("evaluation").joinpath("report.js").read_text("utf-8")
     style = files("evaluation").joinpath("report.css").read_text("utf-8")
     plotly = plotly.replace("</script", "<\\/script")
@@ -41,21 +58,8 @@ def page_of(
         f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; "
         "form-action 'none'; base-uri 'none'"
     )
-    body = [
-        _scores(results, seed),
-        *(() if comparison is None else (_comparison(comparison),)),
-        *_FIGURES,
-        _quality(quality),
-        _selection(results),
-        _left_out(results),
-        _provenance(results, settings),
-    ]
-    parts = [(name, heading, html) for name, heading, html in body]
-    links = "".join(f'<a href="#{name}">{escape(heading)}</a>' for name, heading, _ in parts)
-    sections = "\n".join(
-        f'<section id="{name}"><h2>{escape(heading)}</h2>\n{html}\n</section>' for name, heading, html in parts
-    )
-    several = "" if len(results) > 1 else " hidden"
+    told = "".join(f"<p>{escape(words)}</p>" for words in warnings)
+    told = f'<div class="warning" role="alert">{told}</div>\n' if told else ""
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -71,7 +75,7 @@ def page_of(
 <header>
 <h1>{escape(title)}</h1>
 <div class="controls">
-<label{several}>Profiles <select id="set"></select></label>
+<label{"" if several else " hidden"}>Profiles <select id="set"></select></label>
 <label>Treatment
 <input id="treatment" list="treatments" autocomplete="off" placeholder="name, or click a point"></label>
 <datalist id="treatments"></datalist>
@@ -79,12 +83,8 @@ def page_of(
 </div>
 <p id="chosen" role="status"></p>
 </header>
-<nav>{links}</nav>
-<noscript><p>The figures need JavaScript; the tables do not.</p></noscript>
-<main>
-{sections}
-</main>
-<script type="application/json" id="data">{inner}</script>
+{told}{body}
+<script type="application/json" id="data">{data}</script>
 <script>{plotly}</script>
 <script>{code}</script>
 </body>
@@ -113,6 +113,19 @@ def _choice(name: str, words: str) -> str:
     return f'<label>{words} <select id="{name}"></select></label>'
 
 
+_LONG = 40  # rows of a table that has a scroll of its own
+_SCORES = {
+    "enrichment": "Enrichment",
+    "precision_at_r": "Precision at R",
+    "mean_average_precision": "Mean average precision",
+}
+_OF_RUNS = {
+    "epoch": "Epoch",
+    "train_accuracy": "Training accuracy",
+    "val_accuracy": "Validation accuracy",
+    "batch_before": "Batch before",
+    "batch_after": "Batch after",
+}
 _FIGURES = (
     _figure(
         "curves",
@@ -128,9 +141,10 @@ _FIGURES = (
     _figure(
         "plates",
         "Plates",
-        "Each square is a well where it stands on its plate, empty where there is none. “Mean by position” is the mean "
-        "over all plates. The edge test compares the outermost rows and columns with the other wells of the same plate "
-        "(van Elteren's test, two-sided); without an effect, an edge well is the higher one in 50 % of pairs.",
+        "Each square is a well where it stands on its plate, empty where there is none. “Mean by position” is the"
+        " mean over all plates. A plate alone has its letters and numbers. The edge test compares the outermost "
+        "rows and columns with the other wells of the same plate (van Elteren's test, two-sided); without an "
+        "effect, an edge well is the higher one in 50 % of pairs.",
         _choice("plates-column", "Column") + _choice("plates-view", "Show"),
     ),
     _figure(
@@ -190,20 +204,20 @@ _FIGURES = (
 )
 
 
-def _scores(results: Sequence[Result], seed: int) -> tuple[str, str, str]:
+def _scores(results: Sequence[Result], sets: Sequence[Mapping[str, Any]], seed: int) -> tuple[str, str, str]:
     rows: list[list[str]] = []
     notes: list[str] = []
     extra: list[str] = []
     known = [
         *("profiles", "score", "labels", "similarity", "setting", "value", "n", "reason", "chance"),
-        *("permutation_mean", "permutation_95", "p", "cell_count", "notes", "low", "high"),
+        *("permutation_mean", "permutation_95", "p", "cell_count", "notes", "low", "high", "across"),
     ]
     for result in results:
         if result.scores is not None:
             extra += [name for name in map(str, result.scores.columns) if name not in [*known, *extra]]
     head = ["Profiles", "Score", "Value", "95 % interval", "Chance", "Permuted: mean (95 %)", "p", "Cell count"]
-    head += [short(name) for name in extra] + ["n"]
-    for result in results:
+    head += [short(name).capitalize() for name in extra] + ["n"]
+    for result, drawn in zip(results, sets, strict=True):
         for row in (result.scores if result.scores is not None else pd.DataFrame()).to_dict("records"):
             level = str(row.get("profiles", ""))
             across = row.get("across")
@@ -211,15 +225,18 @@ def _scores(results: Sequence[Result], seed: int) -> tuple[str, str, str]:
             what = f"{level} by {short(str(row['labels']))}{f', across {beyond}' if beyond else ''}".strip()
             name = f"{result.name}: {what}" if len(results) > 1 else what
             low, high = row.get("low", np.nan), row.get("high", np.nan)
-            if row["score"] == "precision_at_r" and level in result.queries and not beyond and pd.isna(low):
-                found = score_intervals(result.queries[level], seed=seed)
+            value, called = row["value"], TITLES.get(str(row["score"]), short(str(row["score"])))
+            if level in result.queries and not beyond and pd.isna(low) and pd.notna(value):
+                found = score_interval(result.queries[level], str(row["score"]), seed=seed)
                 low, high = found.low, found.high
-            value = row["value"]
+                ends = drawn["curves"].get(level, {}).get("interval")
+                if row["score"] == "enrichment" and "99.5" in str(row["setting"]) and ends and None not in ends:
+                    low, high = min(ends[0], value), max(ends[1], value)  # draws count half a pair more than the value
             count = row.get("cell_count", np.nan)
             rows.append(
                 [
                     name,
-                    f"{short(str(row['score'])).replace(' at r', ' at R')} ({row['setting']})",
+                    called if str(row["setting"]) in called else f"{called} ({row['setting']})",
                     _said_number(value),
                     "–" if pd.isna(low) else f"{_said_number(low)} to {_said_number(high)}",
                     _said_number(row.get("chance", np.nan)),
@@ -232,28 +249,92 @@ def _scores(results: Sequence[Result], seed: int) -> tuple[str, str, str]:
                 ]
             )
             if pd.notna(value) and pd.notna(count) and value <= count:
-                notes.append(f"{name}, {row['score']}: no better than the cell count alone")
-            notes += [f"{name}, {row['score']}: {row[key]}" for key in ("reason", "notes") if _is_text(row.get(key))]
+                notes.append(f"{name}, {called}: no better than the cell count alone")
+            said = [
+                str(row[key]).replace("cell_count", "cell count")
+                for key in ("reason", "notes")
+                if _is_text(row.get(key))
+            ]
+            notes += [f"{name}, {called}: {words}" for words in said]
     if not rows:
         return "scores", "Scores", "<p>These profiles were not scored.</p>"
     caption = (
-        "Each score beside its baselines on the same rows. Chance: the expected value of random profiles. Permuted: "
-        "labels shuffled (within plates for wells), mean and 95th percentile; p is the share of shuffles that score as "
-        "high. Cell count: similarity by the number of cells alone. The interval redraws whole classes (bootstrap). "
-        "n counts profiles for precision, pairs of profiles for enrichment; – is undefined."
+        "Profiles match if they share a label. Precision at R: of the R profiles nearest to one that has R "
+        "matches, the share that match. Enrichment: odds ratio of matching among the most similar pairs over the "
+        "others. Mean average precision: how far matches come first in the list of neighbours. Hit@k: how early "
+        "in that list matches are found. Each score stands beside its baselines on the same rows. Chance: the "
+        "expected value of random profiles. Permuted: labels shuffled (within plates for wells), mean and 95th "
+        "percentile; p is the share of shuffles that score as high. Cell count: similarity by the number of cells"
+        " alone. Untrained: the same network before training. The interval redraws whole classes (bootstrap). n "
+        "counts profiles for precision, pairs of profiles for enrichment; – is undefined."
     )
     return "scores", "Scores", _table(head, rows, caption) + _list(notes)
 
 
-def _comparison(comparison: pd.DataFrame) -> tuple[str, str, str]:
-    head = [short(str(name)) for name in comparison.columns]
-    rows = [[_said_number(value) for value in row] for row in comparison.itertuples(index=False)]
-    return "comparison", "Comparison of runs", _table(head, rows, "As `deepprofile compare` wrote it.")
+def _comparison(comparison: Comparison) -> tuple[str, str, str]:
+    table = comparison.table
+    about = [name for name in _OF_RUNS if name in table]
+    head = ["Run", *(f"{_SCORES[score]} (95 %)" for score in SCORES), *(_OF_RUNS[name] for name in about), "n"]
+    rows = []
+    for row in table.to_dict("records"):
+        scores = [
+            "–" if pd.isna(row[s]) else f"{_said_number(row[s])} ({_span(row[f'{s}_low'], row[f'{s}_high'])})"
+            for s in SCORES
+        ]
+        others = [_said_number(row[name]) for name in about]
+        rows.append([str(row["run"]), *scores, *others, _said_number(row["n"])])
+    caption = (
+        f"All runs on the same {rows[0][-1]} profiles, by {short(str(table['labels'].iloc[0]))}. Enrichment is the "
+        "odds ratio of sharing a label among the most similar 0.5 % of pairs; intervals redraw whole classes. Batch "
+        "before and after normalization: the odds ratio of sharing a batch among the most similar pairs of controls; "
+        "1 is chance, more is a batch effect. – is not known or undefined."
+    )
+    body = _table(head, rows, caption)
+    lines = []
+    for reason, runs in table.groupby("reason", sort=False)["run"]:
+        if reason:
+            more = f" and {len(runs) - 3} more" if len(runs) > 3 else ""
+            lines.append(f"Enrichment of {', '.join(map(str, runs[:3]))}{more}: {reason!s}")
+    body += _list(lines)
+    first = str(table["run"].iloc[0])
+    tests = comparison.pairs[(comparison.pairs["against"] == first) & comparison.pairs["difference"].notna()]
+    if len(tests):
+        pairs = [
+            [
+                str(row["run"]),
+                _SCORES[str(row["score"])],
+                ("× " if row["score"] == "enrichment" else "") + _said_number(row["difference"]),
+                _span(row["low"], row["high"]),
+                _said_number(row["p"]),
+                str(row["test"]),
+            ]
+            for row in tests.to_dict("records")
+        ]
+        body += _table(
+            ["Run", "Score", f"Difference from {first}", "95 % interval", "p", "Test"],
+            pairs,
+            "On the same profiles, each with itself; of enrichment the ratio (×). p is not corrected for how many runs "
+            "there are.",
+        )
+    _, _, figure = _figure(
+        "runs",
+        "",
+        "Above: each score with its 95 % interval. Below: the curves behind them, in the same colours and shapes, as "
+        "under Score curves. Dotted: chance.",
+        "",
+        6,
+    )
+    return "runs", "Comparison of runs", figure + body
+
+
+def _span(low: Any, high: Any) -> str:
+    return "–" if pd.isna(low) else f"{_said_number(low)} to {_said_number(high)}"
 
 
 def _quality(quality: pd.DataFrame | None) -> tuple[str, str, str]:
     if quality is None or quality.empty:
-        return "quality", "Image quality", "<p>Sites were not read for their quality (illumination.qc).</p>"
+        return "quality", "Image quality", "<p>Focus and saturation of the sites were not measured; "
+        "illumination.qc in study.yaml asks for them.</p>"
     head = [short(str(name)) for name in quality.columns]
     rows = [[_said_number(value) for value in row] for row in quality.itertuples(index=False)]
     return "quality", "Image quality", _table(head, rows, "Sites of each plate. Nothing is left out by these numbers.")
@@ -319,8 +400,9 @@ def _flat(found: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
     top = "".join(f'<th scope="col">{escape(word)}</th>' for word in head)
     body = "\n".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    kind = "table long" if len(rows) > _LONG else "table"
     return (
-        f'<div class="table"><table><thead><tr>{top}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
+        f'<div class="{kind}"><table><thead><tr>{top}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
         f'<p class="caption">{escape(caption)}</p>'
     )
 

@@ -12,6 +12,7 @@ from scipy.spatial.distance import squareform
 
 from cytominer_tools.columns import METADATA, PLATE, WELL
 from cytominer_tools.errors import InputError
+from evaluation.comparison import enrichment_interval
 from evaluation.curves import enrichment_curve, hit_curve, match_ranks, percent_replicating, precision_recall_curve
 from evaluation.dose import DoseResponse, fit_dose_response
 from evaluation.metrics import Codes
@@ -120,12 +121,16 @@ def usable(X: Floats) -> npt.NDArray[np.bool_]:
     return np.asarray(np.isfinite(X).all(axis=1) & (X != 0).any(axis=1))
 
 
-def score_intervals(queries: pd.DataFrame, *, seed: int = 0) -> Interval:
-    """The mean precision at R of `queries` (of `evaluation.score`) and its 95 % interval; whole classes are redrawn."""
-    if queries.empty:
+def score_interval(queries: pd.DataFrame, score: str = "precision_at_r", *, seed: int = 0) -> Interval:
+    """A mean over `queries` (of `evaluation.score`) and its 95 % interval; whole classes are redrawn.
+
+    `score` is precision_at_r or mean_average_precision; NaN for any other, and where the queries do not have it.
+    """
+    column = score.removeprefix("mean_")
+    if score not in ("precision_at_r", "mean_average_precision") or column not in queries or queries.empty:
         return Interval(np.nan, np.nan, np.nan, 0)
     groups = pd.factorize(queries["label"])[0]
-    return bootstrap(queries["precision_at_r"].to_numpy(float), groups=groups, rng=np.random.default_rng(seed))
+    return bootstrap(queries[column].to_numpy(float), groups=groups, rng=np.random.default_rng(seed))
 
 
 @dataclass(frozen=True)
@@ -137,9 +142,10 @@ class Curves:
     hits: pd.DataFrame
     s20: float
     n: int  # profiles
+    interval: tuple[float, float]  # of enrichment at the percentile 99.5; classes are redrawn
 
 
-def score_curves(X: Floats, labels: Codes, exclude: Codes | None = None) -> Curves:
+def score_curves(X: Floats, labels: Codes, exclude: Codes | None = None, *, seed: int = 0) -> Curves:
     """The curves behind the scores of the rows of `X`, by cosine.
 
     Raises
@@ -161,6 +167,7 @@ def score_curves(X: Floats, labels: Codes, exclude: Codes | None = None) -> Curv
         hits.curve,
         hits.s20,
         len(X),
+        enrichment_interval(near, labels, exclude=exclude, seed=seed),
     )
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,11 @@ from cytominer_tools.columns import PLATE, WELL, feature_columns, require_column
 from cytominer_tools.errors import InputError
 from cytominer_tools.files import atomic_path
 from cytominer_tools.queries import select
+from evaluation.comparison import SCORES, Comparison
 from evaluation.embedding import neighbour_map, principal_components
 from evaluation.figures import natural
-from evaluation.plates import EdgeEffect, plate_format, well_places
-from evaluation.report_page import page_of, short
+from evaluation.plates import EdgeEffect, plate_format, require_places, well_places
+from evaluation.report_page import body_of, page_of, short
 from evaluation.report_parts import (
     MOST_FITS,
     Result,
@@ -39,7 +41,21 @@ from evaluation.similarity import Floats, cosine
 from evaluation.subsets import phenotype_strength
 
 MOST_TREATMENTS = 700  # in all matrices of similarities, which grow with their square
+LARGEST = 10_000_000  # bytes of the page; figures of further profiles are left out before it is larger
 _SPACE = 2_500_000  # bytes for plate heatmaps of features and for montages, of all profiles together
+_NEAREST = 5  # treatments that are named for each
+# what is left out first, with what the page calls it
+_PARTS = {
+    "features": "plate heatmaps of features",
+    "maps": "maps",
+    "similarity": "similarity",
+    "doses": "dose response",
+    "montages": "cells",
+    "replicates": "replicates",
+    "activity": "activity",
+    "classes": "activity of classes",
+    "curves": "score curves",
+}
 _MISSING = 65535
 
 
@@ -67,13 +83,15 @@ def report(
     exclude_same: Sequence[str] = (),
     title: str = "Profiles",
     quality: pd.DataFrame | None = None,
-    comparison: pd.DataFrame | None = None,
+    comparison: Comparison | None = None,
     settings: str = "",
+    warnings: Sequence[str] = (),
     seed: int = 0,
 ) -> Path:
     """Write one HTML page with all figures, to be opened in any browser, without a network and without this package.
 
-    What cannot be drawn says why in a sentence. The same arguments give the same bytes, on one machine and with the
+    What cannot be drawn says why in a sentence. Before the page passes 10 MB, figures are left out, those of the last
+    results first; it says which, at its top. The same arguments give the same bytes, on one machine and with the
     same versions. Figures are drawn by plotly.js, which stands in the page: the extra `report`.
 
     Parameters
@@ -91,10 +109,12 @@ def report(
     title : str
     quality : DataFrame, optional
         A row a plate, shown as it is.
-    comparison : DataFrame, optional
-        A row a run, shown as it is.
+    comparison : Comparison, optional
+        What `evaluation.compare_runs` returns; its table may have more columns.
     settings : str
         Shown as it is.
+    warnings : list of str
+        Sentences at the top of the page, such as that scores are older than the profiles beside them.
     seed : int
         Of p, intervals and UMAP.
 
@@ -112,11 +132,107 @@ def report(
     space = _SPACE // len(given)
     most = int(MOST_TREATMENTS / len(given) ** 0.5)
     sets = [_payload(_subject(result, columns, seed, most), space) for result in given]
-    data = {"title": title, "columns": _said(columns), "sets": sets}
-    page = page_of(title, given, data, _plotly(), quality=quality, comparison=comparison, settings=settings, seed=seed)
+    about = {"title": title, "columns": _said(columns), "runs": _runs(comparison)}
+    plotly = _plotly()
+    body = body_of(given, sets, quality=quality, comparison=comparison, settings=settings, seed=seed)
+
+    def page(data: str, words: Sequence[str]) -> str:
+        return page_of(title, body, data, plotly, warnings=[*warnings, *words], several=len(given) > 1)
+
+    rest = len(page("", ["x" * 300] * (1 + len(sets))).encode())  # of which a sentence on what is left out
+    whole = page(*_fitted(about, sets, LARGEST - rest))
     with atomic_path(Path(path)) as part:
-        part.write_text(page, "utf-8", newline="\n")
+        part.write_text(whole, "utf-8", newline="\n")
     return Path(path)
+
+
+def _fitted(about: dict[str, Any], sets: list[dict[str, Any]], room: int) -> tuple[str, list[str]]:
+    """The data of the page as text of at most `room` bytes, and in words what was left out for that."""
+    left: dict[str, list[str]] = {}
+    text = _data(about, sets)
+    for one in reversed(sets):
+        for part, called in _PARTS.items():
+            if len(text) <= room:
+                break
+            if _without(one, part):
+                left.setdefault(one["name"], []).append(called)
+                text = _data(about, sets)
+    words = [f"{name}: {', '.join(parts)}" for name, parts in left.items()]
+    if words:
+        limit = f"{LARGEST / 1e6:g} MB"
+        words = [f"Left out to keep this page below {limit}: {'; '.join(words)}. A report of fewer profiles has them."]
+        if len(text) > room:
+            words.append(f"Even so it is larger than {limit}, as there are very many wells.")
+    return text, words
+
+
+def _without(one: dict[str, Any], part: str) -> bool:
+    """Leave a part out; whether it was there."""
+    why = {"why": f"it is left out, to keep this page below {LARGEST / 1e6:g} MB"}
+    if part == "features":
+        columns, (kept, known) = one["wells"]["columns"], one["wells"]["features"]
+        one["wells"]["columns"] = [column for column in columns if "feature" not in column]
+        one["wells"]["features"] = [0, known]
+        return bool(kept)
+    if part in ("maps", "curves"):
+        there = any("why" not in found for found in one[part].values())
+        one[part] = dict.fromkeys(one[part], why)
+        return there
+    there = "why" not in one[part]
+    if there:
+        one[part] = why
+    return there
+
+
+class _Packed(str):
+    """Numbers or a picture in base64, which the page holds once however often it is shown."""
+
+    __slots__ = ()
+
+
+def _data(about: dict[str, Any], sets: list[dict[str, Any]]) -> str:
+    """What report.js reads, as JSON: numbers and pictures stand in `texts`, and lists of treatments in `treatments`,
+    once for all sets that share them.
+    """
+    texts: dict[str, int] = {}
+    treatments: list[dict[str, Any]] = []
+
+    def shared(value: Any) -> Any:
+        if isinstance(value, _Packed):
+            return texts.setdefault(str(value), len(texts))
+        if isinstance(value, dict):
+            return {name: shared(one) for name, one in value.items()}
+        return [shared(one) for one in value] if isinstance(value, list) else value
+
+    made = []
+    for one in sets:
+        if one["treatments"] not in treatments:
+            treatments.append(one["treatments"])
+        made.append(shared(one) | {"treatments": treatments.index(one["treatments"])})
+    whole = {**about, "sets": made, "treatments": treatments, "texts": list(texts)}
+    text = json.dumps(whole, allow_nan=False, separators=(",", ":"))
+    # inside a script element only these could end it
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def _runs(comparison: Comparison | None) -> dict[str, Any] | None:
+    """The scores of a comparison and the curves behind them, a list a run."""
+    if comparison is None:
+        return None
+    table, curves = comparison.table, comparison.curves
+    drawn = {
+        "enrichment": ["percentile", "robust"],
+        "precision_recall": ["k", "precision", "chance"],
+        "hits": ["share", "excess"],
+    }
+    ends = [(score, [score, f"{score}_low", f"{score}_high"]) for score in SCORES]
+    return {
+        "names": table["run"].tolist(),
+        "scores": {score: [_numbers(pd.to_numeric(table[name])) for name in names] for score, names in ends},
+        "curves": {
+            name: [_columns(curves[run][name], columns) for run in table["run"]] for name, columns in drawn.items()
+        },
+    }
 
 
 def _plotly() -> str:
@@ -163,7 +279,8 @@ class _Subject:
 def _subject(result: Result, columns: Columns, seed: int, most: int) -> _Subject:
     place = f"wells of {result.name}"
     named = [name for name in (columns.concentration, columns.moa, columns.batch, *columns.exclude_same) if name]
-    require_columns(result.wells, [PLATE, WELL, *columns.by, *named], place)
+    require_places(result.wells, place)
+    require_columns(result.wells, [*columns.by, *named], place)
     if result.wells.empty:
         raise InputError(f"{place}: there are no rows; look at the stages before")
     table = result.wells.reset_index(drop=True)
@@ -369,6 +486,7 @@ def _similarity(one: _Subject) -> dict[str, Any]:
     if len(rows) < 2:
         raise InputError(f"{len(rows)} treatment: a similarity needs at least 2")
     near = cosine(X[rows]).rows(0, len(rows)).astype(np.float64)
+    known = [i for i, name in enumerate(names) if name in one.at]
     tree = similarity_tree(near)
     by_class = sorted(
         range(len(rows)), key=lambda i: (moa[rows[i]] == "", natural(moa[rows[i]]), natural(names[rows[i]]))
@@ -381,11 +499,26 @@ def _similarity(one: _Subject) -> dict[str, Any]:
         "total": total,
         "limit": _number(limit),
         "cosine": _text64(steps.tobytes()),
+        "nearest": _nearest(X[known], np.array([one.at[names[i]] for i in known])),
         "by_class": by_class,
         "tree": tree.order.tolist(),
         "across": [_numbers(bracket) for bracket in tree.across],
         "up": [_numbers(bracket) for bracket in tree.up],
     }
+
+
+def _nearest(X: Floats, treatments: npt.NDArray[np.int64]) -> dict[str, Any]:
+    """The treatments most like each, by the cosine itself: the matrix is rounded, and ends at its percentile."""
+    near = cosine(X)
+    most = min(_NEAREST, len(X) - 1)
+    who, how = np.empty((len(X), most), dtype=np.int64), np.empty((len(X), most))
+    for start in range(0, len(X), 1024):
+        block = near.rows(start, min(start + 1024, len(X))).astype(np.float64)
+        block[np.arange(len(block)), start + np.arange(len(block))] = -np.inf
+        best = np.argsort(-block, axis=1, kind="stable")[:, :most]
+        who[start : start + len(block)] = treatments[best]
+        how[start : start + len(block)] = np.take_along_axis(block, best, axis=1)
+    return {"of": _codes(treatments), "most": most, "who": _codes(who.ravel()), "cosine": _packed(how.ravel())}
 
 
 def _replicates(one: _Subject) -> dict[str, Any]:
@@ -395,7 +528,7 @@ def _replicates(one: _Subject) -> dict[str, Any]:
         "median": _numbers(found["median"]),
         "null_95": _numbers(found["null_95"]),
         "n": found["n"].tolist(),
-        "null": _numbers(null),
+        "null": _packed(null),
         "percent": _number(100 * float(found["replicates"].mean())),
         "apart": [short(name) for name in one.wells.exclude],
     }
@@ -491,7 +624,7 @@ def _level_curves(
     if not usable(X).all():
         raise InputError("a scored profile is not finite, or zero throughout, so it has no direction")
     labels, classes = pd.factorize(pd.Series([found[place] for place in rows]))
-    curves = score_curves(X, labels.astype(np.int64), excluded(profiles.iloc[rows], exclude))
+    curves = score_curves(X, labels.astype(np.int64), excluded(profiles.iloc[rows], exclude), seed=one.seed)
     return {
         "n": curves.n,
         "labels": len(classes),
@@ -499,6 +632,7 @@ def _level_curves(
         "enrichment": _columns(curves.enrichment, ["percentile", "robust", "robust_low", "robust_high"]),
         "hits": _columns(curves.hits, ["share", "excess"]),
         "s20": _number(curves.s20),
+        "interval": _numbers(curves.interval),
     }
 
 
@@ -531,7 +665,7 @@ def _montages(
     return {"strips": strips, "given": sum(1 for name in montages if name), "about": about}
 
 
-def _jpeg(picture: npt.NDArray[np.uint8]) -> str:
+def _jpeg(picture: npt.NDArray[np.uint8]) -> _Packed:
     from PIL import Image  # with matplotlib
 
     file = io.BytesIO()
@@ -568,7 +702,7 @@ def _packed(values: Floats) -> dict[str, Any]:
     return {"lo": low, "step": step, "whole": int(whole), "data": _codes(steps)}
 
 
-def _codes(values: npt.ArrayLike) -> str:
+def _codes(values: npt.ArrayLike) -> _Packed:
     """Whole numbers below 65,535 in 16 bits; a negative one is missing."""
     codes = np.asarray(values).astype(np.int64)
     return _text64(np.where(codes < 0, _MISSING, codes).astype("<u2").tobytes())
@@ -580,5 +714,5 @@ def _category(name: str, words: npt.NDArray[np.object_]) -> dict[str, Any]:
     return {"name": name, "levels": levels, "codes": _codes(np.array([at.get(word, -1) for word in words]))}
 
 
-def _text64(data: bytes) -> str:
-    return base64.b64encode(data).decode("ascii")
+def _text64(data: bytes) -> _Packed:
+    return _Packed(base64.b64encode(data).decode("ascii"))

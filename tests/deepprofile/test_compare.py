@@ -5,14 +5,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
-from study_factory import configure
+from study_factory import configure, edit_index, run
 
 from cytominer_tools.columns import PLATE, WELL
 from cytominer_tools.errors import InputError
 from cytominer_tools.tables import read_table, write_table
 from deepprofile.cli import main
 from deepprofile.compare import compare_studies
-from deepprofile.profiles import CONSENSUS, NORMALIZED
+from deepprofile.profiles import CONSENSUS, NORMALIZED, consensus_profiles, normalize_wells
 from deepprofile.steps import features_of
 
 COMPOUND = "Metadata_Compound"
@@ -98,13 +98,47 @@ def test_profiles_from_elsewhere(done, tmp_path):
 def test_studies_may_name_their_columns_otherwise(done, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(done.root, other)
-    for name in (NORMALIZED, CONSENSUS):
-        path = other / "profiles" / MODEL / "deep" / name
-        write_table(read_table(path).rename(columns={COMPOUND: "Metadata_drug"}), path)
-    second = configure(other, columns={"compound": "Metadata_drug"})
+    edit_index(other, lambda table: table.rename(columns={COMPOUND: "Metadata_drug"}))
+    second = configure(other, columns={"compound": "Metadata_drug"}, controls="Metadata_drug == 'DMSO'")
+    run(second)
     found = compare_studies([done, second])
     assert found.table["run"].tolist() == [f"study {MODEL}", f"other {MODEL}"]
     assert found.table["precision_at_r"].nunique() == 1
+
+
+# twelve wells are few to spherize by
+@pytest.mark.filterwarnings("ignore::cytominer_tools.errors.ProfileWarning")
+def test_profiles_of_other_settings_are_left_out(done):
+    noisy(done, "small_cnn_lr1")
+    now = configure(done.root, profiles={"fit": "all"})
+    with pytest.raises(
+        InputError, match=r"normalized\.parquet was made .* under other settings; run `deepprofile run`"
+    ):
+        compare_studies([now], level="replicates")
+    for stage in (normalize_wells, consensus_profiles):
+        stage(now)
+    found = compare_studies([now], level="replicates")
+    assert found.table["run"].tolist() == [MODEL]
+    assert np.isnan(found.table["batch_before"][0])  # of scores that are older than the profiles
+    [(other, why), (batch, how)] = sorted(found.left_out, reverse=True)
+    assert other == "small_cnn_lr1"
+    asked = "--model small_cnn_lr1 --recipe deep"
+    assert f"run `deepprofile normalize {asked}`, then `deepprofile consensus {asked}`" in why
+    assert batch == f"batch of {MODEL}"
+    assert "run `deepprofile score" in how
+    assert any(line.startswith("Left out: small_cnn_lr1: ") for line in found.lines())
+    assert json.loads((done.root / "scores" / "compare.json").read_text())["left_out"] == [
+        list(x) for x in found.left_out
+    ]
+    run(now)
+    assert np.isfinite(compare_studies([now], level="replicates").table["batch_share_before"][0])
+
+
+def test_a_recipe_that_is_gone_is_left_out(done):
+    shutil.copytree(done.profiles_folder, done.profiles_folder.with_name("mine"))
+    [(what, why)] = compare_studies([done]).left_out
+    assert what == f"{MODEL} mine"
+    assert "study.yaml has no recipe of this name" in why
 
 
 def test_the_command(done):

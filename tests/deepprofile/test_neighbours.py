@@ -5,17 +5,22 @@ import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
+from matplotlib.figure import Figure
 from study_factory import configure
 
 from cytominer_tools.errors import InputError
 from cytominer_tools.manifest import Manifest
-from cytominer_tools.tables import write_table
+from cytominer_tools.tables import read_table, write_table
 from deepprofile.cli import main
 from deepprofile.export import export_crops
 from deepprofile.neighbours import find_neighbours
+from deepprofile.profiles import WELLS, consensus_profiles, normalize_wells
 
 COMPOUND, MOA, DOSE = "Metadata_Compound", "Metadata_MOA", "Metadata_Dose"
 FEATURES = [f"small_cnn_untrained_{k}" for k in range(8)]
+
+
+PLAIN = [{"normalize": {"method": "standardize"}}, "consensus"]
 
 
 @pytest.fixture
@@ -23,7 +28,7 @@ def study(images, tmp_path):
     """A study whose consensus has 24 compounds of 6 mechanisms at two doses; four of them are not annotated."""
     root = tmp_path / "study"
     shutil.copytree(images, root)
-    study = configure(root, columns={"concentration": DOSE})
+    study = configure(root, columns={"concentration": DOSE}, profiles={"recipe": "plain"}, recipes={"plain": PLAIN})
     rng = np.random.default_rng(0)
     rows, direction = [], 2 * rng.normal(size=(6, 8))
     for compound in range(24):
@@ -34,10 +39,17 @@ def study(images, tmp_path):
             rows.append(
                 {COMPOUND: f"c{compound}", DOSE: dose, MOA: moa, "Metadata_Target": f"g{compound % 6}", **values}
             )
-    rows.append({COMPOUND: "DMSO", DOSE: 0.0, MOA: None, **dict.fromkeys(FEATURES, 0.0)})
-    folder = study.profiles_folder
-    write_table(pd.DataFrame(rows), folder / "consensus.parquet")
-    Manifest(folder, "profiles").save()
+    for values in rng.permuted(np.tile(np.linspace(-1, 1, 16), (8, 1)), axis=1).T:
+        rows.append({COMPOUND: "DMSO", DOSE: 0.0, MOA: None, **dict(zip(FEATURES, values, strict=True))})
+    places = [f"{row}{column:02d}" for row in "ABCDEFGH" for column in range(1, 13)]
+    wells = pd.DataFrame(rows)
+    wells.insert(0, "Metadata_Plate", "P1")
+    wells.insert(1, "Metadata_Well", places[: len(rows)])
+    wells.insert(2, "Metadata_Count", 20)
+    write_table(wells, study.profiles_folder / WELLS)
+    Manifest(study.profiles_folder, "profiles").record(WELLS, "drawn", WELLS, len(wells))
+    normalize_wells(study)
+    consensus_profiles(study)
     write_table(
         pd.DataFrame(direction, columns=FEATURES).assign(Metadata_Gene=[f"g{k}" for k in range(6)]),
         root / "genes.csv",
@@ -96,6 +108,35 @@ def test_the_command_and_its_montage(done):
     folder = done.root / "neighbours" / "small_cnn_untrained" / "deep"
     assert (folder / "montage.png").stat().st_size > 5000
     assert json.loads(CliRunner().invoke(main, ["neighbours", str(done.root), "--json"]).stdout)["neighbours"]
+
+
+def test_a_profile_of_a_file_has_no_cells_in_the_montage(done, monkeypatch):
+    study = configure(done.root, columns={"moa": None}, scores={"labels": COMPOUND})
+    export_crops(study)
+    drawn = []
+    savefig = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *a, **k: (drawn.append(figure), savefig(figure, *a, **k)))
+    table = read_table(study.profiles_folder / "consensus.parquet")
+    write_table(table[table[COMPOUND] == "bbb"].assign(**{COMPOUND: "aaa"}), study.root / "mine.csv")
+    for of, labels in ((str(study.root / "mine.csv"), ["bbb", "aaa"]), ("aaa", ["aaa (query)", "bbb"])):
+        find_neighbours(study, of)
+        axis = drawn.pop().axes[0]
+        assert [label.get_text() for label in axis.get_yticklabels()] == labels
+        assert axis.get_title("left").startswith("aaa and what is nearest to it: DNA blue")
+        assert ("The query is of a file" in axis.get_title("left")) == (of != "aaa")
+
+
+def test_profiles_of_other_settings_are_refused(study):
+    now = configure(
+        study.root,
+        columns={"concentration": DOSE},
+        profiles={"recipe": "plain"},
+        recipes={"plain": [{"normalize": {"method": "mad_robustize"}}, "consensus"]},
+    )
+    with pytest.raises(
+        InputError, match=r"normalized\.parquet was made .* under other settings; run `deepprofile run`"
+    ):
+        find_neighbours(now)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 import json
 import re
 
+import pandas as pd
 import pytest
 from click.testing import CliRunner
 from study_factory import configure, run
@@ -8,6 +9,8 @@ from study_factory import configure, run
 import evaluation.reports
 from cytominer_tools.errors import InputError
 from deepprofile.cli import main
+from deepprofile.compare import compare_studies
+from deepprofile.profiles import consensus_profiles, normalize_wells, score_profiles
 from deepprofile.report import write_report
 from deepprofile.study import read_study
 
@@ -23,7 +26,12 @@ def no_umap():
 
 
 def payload(path):
-    return json.loads(re.search(r'type="application/json" id="data">(.*?)</script>', path.read_text("utf-8"))[1])
+    """What the page draws; each set with its own list of treatments, which the page holds once."""
+    text = re.search(r'<script type="application/json" id="data">(.*?)</script>', path.read_text("utf-8"), re.S)[1]
+    found = json.loads(text)
+    for one in found["sets"]:
+        one["treatments"] = found["treatments"][one["treatments"]]
+    return found
 
 
 def test_a_finished_study_has_a_page(finished, tmp_path):
@@ -44,11 +52,49 @@ def test_a_finished_study_has_a_page(finished, tmp_path):
     assert (tmp_path / "b.html").read_bytes() == (tmp_path / "a.html").read_bytes()
 
 
+def warnings_of(path):
+    found = re.search(r'<div class="warning" role="alert">(.*?)</div>', path.read_text("utf-8"))
+    return re.findall("<p>(.*?)</p>", found[1]) if found else []
+
+
 def test_the_page_stands_in_the_study_and_shows_what_was_compared(done):
-    (done.root / "scores" / "compare.csv").write_text("run,enrichment\nmine,15.45\n")
+    compare_studies([done], level="replicates")
     path = write_report(done)
     assert path == done.root / "report.html"
     assert "Comparison of runs" in path.read_text("utf-8")
+    runs = payload(path)["runs"]
+    assert runs["names"] == ["small_cnn_untrained"]
+    table = pd.read_csv(done.root / "scores" / "compare.csv")
+    assert runs["scores"]["precision_at_r"][0] == pytest.approx(table["precision_at_r"].tolist(), abs=1e-4)
+    assert len(runs["curves"]["hits"][0]["share"]) == 101
+    assert warnings_of(path) == []
+
+
+# twelve wells are few to spherize by
+@pytest.mark.filterwarnings("ignore::cytominer_tools.errors.ProfileWarning")
+def test_what_is_older_than_the_profiles_is_told(done):
+    compare_studies([done], level="replicates")
+    now = configure(done.root, profiles={"fit": "all"})
+    for stage in (normalize_wells, consensus_profiles):
+        stage(now)
+    assert warnings_of(write_report(now)) == [
+        "The scores of small_cnn_untrained, deep were made before these profiles: run `deepprofile score`.",
+        "The comparison was made before the profiles of small_cnn_untrained: run `deepprofile compare`.",
+    ]
+    score_profiles(now)
+    compare_studies([now], level="replicates")
+    assert warnings_of(write_report(now)) == []
+    other = configure(done.root, profiles={"fit": "all"}, scores={"permutations": 10})
+    [words] = warnings_of(write_report(other))
+    assert "made under other settings (scores.permutations: 20 -&gt; 10): run `deepprofile score`" in words
+
+
+def test_a_comparison_that_cannot_be_read_is_refused(done):
+    (done.root / "scores" / "compare.json").write_text("[]")
+    with pytest.raises(
+        InputError, match=r"compare\.json: not a comparison of this version; run `deepprofile compare` a"
+    ):
+        write_report(done)
 
 
 def test_what_was_not_made_is_told(fresh):

@@ -4,7 +4,7 @@ import pytest
 
 from cytominer_tools.errors import InputError
 from evaluation import compare_runs, comparison_figure, cosine, enrichment, precision_at_r
-from evaluation.comparison import _class_pairs, _weighted
+from evaluation.comparison import _class_pairs, _weighted, enrichment_interval
 
 
 def run(signal, seed=0, n=80, classes=16, width=20):
@@ -32,6 +32,14 @@ def test_scores_are_those_of_the_metrics():
     assert got["enrichment"] == enrichment(near, codes, percentile=97).odds_ratio
     assert got["precision_at_r"] == pytest.approx(precision_at_r(near, codes).precision.mean())
     assert (got["n"], got["n_classes"], got["features"]) == (80, 16, 20)
+
+
+def test_the_interval_of_one_run_is_that_of_a_comparison():
+    table = run(1.0)
+    got = compare({"one": table}, seed=3).table.iloc[0]
+    near, codes = cosine(table[[f"f{k}" for k in range(20)]]), pd.factorize(table["Metadata_MOA"])[0]
+    low, high = enrichment_interval(near, codes.astype(np.int64), percentile=97, draws=300, seed=3)
+    assert (low, high) == (got["enrichment_low"], got["enrichment_high"])
 
 
 def test_pairs_of_redrawn_classes_are_counted_as_copies():
@@ -162,3 +170,14 @@ def test_a_run_without_any_match_on_top_has_a_value_in_its_interval():
     table = compare_runs(runs, key=["Metadata_Compound"], labels="Metadata_MOA", draws=50).table
     known = table[table["enrichment"].notna()]
     assert ((known["enrichment_low"] <= known["enrichment"]) & (known["enrichment"] <= known["enrichment_high"])).all()
+
+
+def test_the_figure_says_a_reason_to_its_end():
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame({"k": list("abcd"), "m": list("xxyy")})
+    runs = {name: table.join(pd.DataFrame(rng.normal(size=(4, 2))).add_prefix("f")) for name in "rs"}
+    found = compare_runs(runs, key=["k"], labels="m", draws=10)
+    [text] = comparison_figure(found).axes[0].texts
+    reason = found.table["reason"][0]
+    assert len(reason) > 60
+    assert reason in " ".join(text.get_text().split())

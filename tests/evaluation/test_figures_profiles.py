@@ -94,7 +94,24 @@ def test_a_dose_says_its_ec50_or_why_not(drawn):
     assert not said[1].startswith("EC50")
 
 
+def test_no_label_is_cut():
+    """Names of any length stay inside the figure, a plate has letters and numbers, a scale says of what."""
+    names = [f"{'inhibitor of a kinase with a long name'[: 12 + 4 * n]} {n}" for n in range(9)]
+    figure = map_figure(np.random.default_rng(0).random((90, 2)), names * 10)
+    figure.canvas.draw()
+    legend, page = figure.legends[0].get_window_extent(), figure.bbox
+    assert page.x0 <= legend.x0
+    assert legend.x1 <= page.x1
+    axis = plate_figure(plates(), "Metadata_Count").axes[0]
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["1", "6", "12"]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["A", "D", "H"]
+    bar = map_figure(np.zeros((3, 2)), pd.Series([1.0, 2, 3], name="Metadata_Count")).axes[1]
+    assert bar.get_ylabel() == "Count"
+
+
 def test_wrong_input_is_refused():
+    with pytest.raises(InputError, match="wells: 1 of 192 rows have no Metadata_Plate; give it, or leave"):
+        plate_figure(plates().assign(Metadata_Plate=[None, *["P1"] * 191]), "Metadata_Count")
     with pytest.raises(InputError, match="Metadata_Drug: no well has a number there"):
         plate_figure(plates(), "Metadata_Drug")
     with pytest.raises(InputError, match="expected \\(n, 2\\) and n"):

@@ -14,7 +14,7 @@ from evaluation.report_parts import (
     dose_responses,
     replicate_similarity,
     score_curves,
-    score_intervals,
+    score_interval,
     similarity_tree,
 )
 from evaluation.similarity import cosine
@@ -130,6 +130,10 @@ def test_curves_of_perfect_profiles():
 
 def test_the_interval_redraws_classes():
     queries = pd.DataFrame({"label": ["a"] * 9 + ["b"], "precision_at_r": [1.0] * 9 + [0.0]})
-    found = score_intervals(queries)
+    found = score_interval(queries)
     assert (found.value, found.low, found.high, found.n) == (0.9, 0.0, 1.0, 2)
-    assert np.isnan(score_intervals(queries[:0]).value)
+    assert np.isnan(score_interval(queries[:0]).value)
+    assert np.isnan(score_interval(queries, "mean_average_precision").value)
+    averages = queries.rename(columns={"precision_at_r": "average_precision"})
+    assert score_interval(averages, "mean_average_precision") == found
+    assert np.isnan(score_interval(queries, "hit_s20").value)

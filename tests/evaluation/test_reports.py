@@ -1,6 +1,7 @@
 import json
 import re
 import time
+from base64 import b64decode
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,8 @@ from browser import Page, chromium
 import evaluation.report_parts
 import evaluation.reports
 from cytominer_tools.errors import InputError
-from evaluation.report_parts import Result
+from evaluation.comparison import compare_runs
+from evaluation.report_parts import Result, treatment_names
 from evaluation.reports import report
 from evaluation.scores import score
 
@@ -96,15 +98,19 @@ def result(table=None, **changes):
 def page(tmp_path_factory):
     path = tmp_path_factory.mktemp("report") / "report.html"
     quality = pd.DataFrame({"plate": ["P1"], "sites": [96], "out of focus": [2]})
-    runs = pd.DataFrame({"run": [EVIL], "enrichment": [15.45]})
+    runs = compare_runs({EVIL: result().treatments, "other": result().treatments}, key=BY, labels="Metadata_MOA")
     two = [result(), result(scores=None, selection=None, queries={}, history=None, montages={})]
     two[1] = Result(**(vars(two[1]) | {"name": "other"}))
     return report(path, two, **ROLES, title=IMAGE, quality=quality, comparison=runs, settings=f"seed: {EVIL}")
 
 
 def payload(path):
+    """What the page draws; each set with its own list of treatments, which the page holds once."""
     text = re.search(r'<script type="application/json" id="data">(.*?)</script>', path.read_text("utf-8"), re.S)[1]
-    return json.loads(text)
+    found = json.loads(text)
+    for one in found["sets"]:
+        one["treatments"] = found["treatments"][one["treatments"]]
+    return found
 
 
 # --- what is in the page ---------------------------------------------------------------------------------------------
@@ -121,8 +127,19 @@ def test_scores_stand_beside_baselines_with_intervals(page):
     row = one.scores[one.scores["score"] == "precision_at_r"].iloc[0]
     assert f"<td>{row['value']:.3g}</td>" in text
     low, high = re.search(r"<td>([\d.]+) to ([\d.]+)</td>", text).groups()
+    # precision at R, mean average precision and enrichment have one; what stands in the name has no column
+    assert len(re.findall(r"<td>[\d.e+]+ to [\d.e+]+</td>", text)) >= 4
+    assert ">Across</th>" not in text
     assert float(low) <= round(row["value"], 3) <= float(high)
-    for word in ("Permuted: mean (95 %)", "Cell count", "Chance", "15.4", "no such image", "out of focus", "rows"):
+    for word in (
+        "Permuted: mean (95 %)",
+        "Cell count",
+        "Chance",
+        "Comparison of runs",
+        "no such image",
+        "out of focus",
+        "rows",
+    ):
         assert word in text
 
 
@@ -132,6 +149,7 @@ def test_every_part_has_its_numbers(page):
         assert "why" not in one[name], one[name]
     assert "why" not in one["curves"]["replicates"]
     assert "why" not in one["curves"]["treatments"]
+    assert len(payload(page)["treatments"]) == 1  # the same in both sets
     assert len(one["treatments"]["name"]) == 33
     assert one["treatments"]["control"].count(1) == 1
     assert max(one["activity"]["map"]) == 1
@@ -143,9 +161,9 @@ def test_every_part_has_its_numbers(page):
 
 def test_numbers_come_back_from_the_page(page):
     def codes(text):
-        return np.frombuffer(__import__("base64").b64decode(text), "<u2").astype(float)
+        return np.frombuffer(b64decode(texts[text]), "<u2").astype(float)
 
-    one, table = payload(page)["sets"][0]["wells"], wells()
+    texts, one, table = payload(page)["texts"], payload(page)["sets"][0]["wells"], wells()
     columns = {column["name"]: column.get("numbers") for column in one["columns"]}
     count = columns["Count"]
     assert (count["lo"] + count["step"] * codes(count["data"]) == table["Metadata_Count"]).all()
@@ -248,6 +266,55 @@ def test_25_plates_of_384_wells_fit_in_10_mb(tmp_path, monkeypatch):
     assert one["similarity"]["total"] == 1801
 
 
+def test_the_nearest_are_those_of_the_cosine_itself(page):
+    """Rounded to 127 steps and cut at the 99th percentile, the matrix has ties that the similarities have not."""
+    found = payload(page)
+    texts, near, names = (
+        found["texts"],
+        found["sets"][0]["similarity"]["nearest"],
+        found["sets"][0]["treatments"]["name"],
+    )
+    of, who, steps = (
+        np.frombuffer(b64decode(texts[at]), "<u2") for at in (near["of"], near["who"], near["cosine"]["data"])
+    )
+    how = (near["cosine"]["lo"] + near["cosine"]["step"] * steps).reshape(-1, 5)
+    table = consensus(wells())
+    X = table.filter(like="net_").to_numpy()
+    truth = (X @ X.T) / np.linalg.norm(X, axis=1) / np.linalg.norm(X, axis=1)[:, None]
+    called = treatment_names(table, BY).tolist()
+    for row, treatment in enumerate(of):
+        mine = truth[called.index(names[treatment])]
+        best = [at for at in np.argsort(-mine) if called[at] != names[treatment]][:5]
+        assert [names[at] for at in who.reshape(-1, 5)[row]] == [called[at] for at in best]
+        np.testing.assert_allclose(how[row], mine[best], atol=1e-4)
+
+
+def test_a_page_that_would_be_too_large_says_what_it_leaves_out(tmp_path, page, monkeypatch):
+    whole = report(tmp_path / "a.html", [result(), Result(**(vars(result()) | {"name": "last"}))], **ROLES)
+    assert 'role="alert"' not in whole.read_text("utf-8")
+    size = whole.stat().st_size
+    monkeypatch.setattr(evaluation.reports, "LARGEST", size - 1)
+    cut = report(tmp_path / "b.html", [result(), Result(**(vars(result()) | {"name": "last"}))], **ROLES)
+    assert cut.stat().st_size < size - 1
+    assert "Left out to keep this page below" in cut.read_text("utf-8")
+    first, last = payload(cut)["sets"]
+    assert "why" not in first["maps"]["wells"]
+    assert first["wells"]["features"] == [24, 24]
+    assert last["wells"]["features"] == [0, 24]
+    monkeypatch.setattr(evaluation.reports, "LARGEST", 1000)
+    text = report(tmp_path / "b.html", result(), **ROLES).read_text("utf-8")
+    assert "net, deep: plate heatmaps of features, maps, similarity, dose response, cells, replicates" in text
+    assert "Even so it is larger than 0.001 MB" in text
+
+
+@pytest.mark.parametrize("column", ["Metadata_Plate", "Metadata_Well"])
+def test_a_well_without_its_place_is_refused(tmp_path, column):
+    table = wells()
+    table.loc[[3, 5], column] = None
+    with pytest.raises(InputError, match=f"wells of net: 2 of 120 rows have no {column}; give it, or leave these rows"):
+        report(tmp_path / "a.html", Result("net", table), **ROLES)
+
+
 def test_wrong_input_is_refused(tmp_path, monkeypatch):
     path, one = tmp_path / "a.html", Result("net", wells())
     with pytest.raises(InputError, match="results: expected at least one Result"):
@@ -269,7 +336,7 @@ def test_wrong_input_is_refused(tmp_path, monkeypatch):
 # --- the page in a browser --------------------------------------------------------------------------------------------
 
 
-FIGURES = ("curves", "plates", "map", "similarity", "replicates", "activity", "doses", "cells", "training")
+FIGURES = ("runs", "curves", "plates", "map", "similarity", "replicates", "activity", "doses", "cells", "training")
 
 
 def look(tab, name):
