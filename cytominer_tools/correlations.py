@@ -284,6 +284,8 @@ def weighted_replicates(
 ) -> Doubles:
     """One row a group: the sum of its rows, each times its weight; missing values count as 0, as in pycytominer.
 
+    Missing and infinite values are left out of correlations; an infinite one makes the sum infinite.
+
     Parameters
     ----------
     rows : float array, shape (n, n_features)
@@ -295,18 +297,24 @@ def weighted_replicates(
     float64 array, shape (n_groups, n_features)
     """
     out = np.empty((len(members), rows.shape[1]))
-    holed = np.isnan(rows.min(axis=1, initial=np.inf)) if rows.shape[1] else np.zeros(len(rows), dtype=bool)
+    holed = np.zeros(len(rows), dtype=bool)
+    if rows.shape[1]:
+        holed = ~(np.isfinite(rows.min(axis=1)) & np.isfinite(rows.max(axis=1)))
     for group, which in enumerate(members):
         part = rows[which].astype(np.float64)
+        known = np.where(np.isnan(part), 0.0, part)
         if len(part) == 1:
-            out[group] = np.nan_to_num(part[0], nan=0.0)
+            out[group] = known[0]
             continue
-        if holed[which].any() or method == "kendall":
+        if rows.shape[1] < 2:  # one feature has no correlation
+            correlations = np.full((len(part), len(part)), np.nan)
+        elif holed[which].any() or method == "kendall":
             correlations = pd.DataFrame(part.T).corr(method=method).to_numpy()
         else:
             correlations = _row_correlations(ranks(part) if method == "spearman" else part)
         weights = replicate_weights(correlations, min_weight, precision)
-        out[group] = np.nan_to_num(weights, nan=0.0) @ np.nan_to_num(part, nan=0.0)
+        with np.errstate(invalid="ignore"):  # infinite values of either sign
+            out[group] = np.nan_to_num(weights, nan=0.0) @ known
     return out
 
 

@@ -89,13 +89,17 @@ def write_table(table: pd.DataFrame, path: str | Path, ledger: Sequence[Mapping[
     Raises
     ------
     InputError
-        Another suffix, a full disk or an unwritable folder.
+        Another suffix, a column of several types or of one that Parquet has not, a full disk or an unwritable folder.
     """
     path = Path(path)
     kind = _format(path)
     with atomic_path(path) as part:
         if kind == ".parquet":
-            arrow = pa.Table.from_pandas(table, preserve_index=False)
+            try:
+                arrow = pa.Table.from_pandas(table, preserve_index=False)
+            except (pa.ArrowException, TypeError, ValueError) as error:  # values of several types in one column
+                why = ", ".join(map(str, error.args))
+                raise InputError(f"{path}: the table cannot be written as Parquet: {why}; mend that column") from error
             if ledger:
                 said = {KEY: json.dumps(list(ledger), sort_keys=True)}
                 arrow = arrow.replace_schema_metadata((arrow.schema.metadata or {}) | said)
