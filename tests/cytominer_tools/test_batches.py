@@ -189,6 +189,17 @@ def test_components_keep_distances_and_are_not_correlated():
     np.testing.assert_allclose(PCA(3).fit_transform(x), found[:, :3])
 
 
+def test_combat_where_a_batch_has_one_value_of_a_feature():
+    x, batch, _, _ = shifted()
+    x[batch == "b2", 3] = 7.0
+    found = ComBat().fit_transform(x, batch=batch)  # without a warning of numpy's
+    assert np.isfinite(found).all()
+    assert np.ptp(found[batch == "b2", 3]) < 1e-9
+    others = np.arange(12) != 3
+    means = pd.DataFrame(found[:, others]).groupby(batch).mean()
+    assert np.ptp(means, axis=0).max() < 0.5  # the other features are corrected as ever
+
+
 # --- golden
 def test_ranks_worked_by_hand():
     fitted = InverseNormal().fit([[1.0], [2.0], [2.0], [9.0]])
@@ -208,6 +219,20 @@ def test_polished_by_hand():
 
 
 # --- what cannot be done
+def test_one_label_a_row():
+    x, _, _, _ = shifted()
+    with pytest.raises(InputError, match="well: expected 240 names, one a row; got 3"):
+        WellPosition().fit(x, well=["A01", "A02", "A03"])
+
+
+def test_a_scope_of_a_transformer_that_makes_fewer_features():
+    x, batch, _, _ = shifted()
+    with pytest.raises(
+        InputError, match="PCA makes 5 features of 12 in batch b1; take one that makes as many as it gets"
+    ):
+        PerBatch(PCA(5)).fit_transform(x, batch=batch)
+
+
 @pytest.mark.parametrize("transformer", [PerBatch(Standardize()), TVN(), MedianPolish()])
 def test_an_unseen_batch(transformer):
     x, batch, control, _ = shifted()
