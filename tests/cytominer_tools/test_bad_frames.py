@@ -15,6 +15,7 @@ from cytominer_tools import (
     feature_select,
     get_pairwise_correlation,
     infer_delim,
+    load_profiles,
     modz,
     normalize,
     plate_map,
@@ -156,6 +157,15 @@ def test_fifty_thousand_columns():
     assert consensus(table, ["Metadata_Compound"]).shape == (2, 50_001)
     assert normalize(table).dtypes.iloc[1] == "float32"
     assert feature_select(table).shape == table.shape
+
+
+@pytest.mark.parametrize("separator", [",", ";"])
+def test_text_whose_header_is_longer_than_a_field_may_be(tmp_path, separator):
+    names = [f"network_{i}" for i in range(10_000)]  # 131,072 characters is the limit of csv
+    (tmp_path / "a.csv").write_text(f"{separator.join(names)}\n{separator.join(map(str, range(10_000)))}\n")
+    table = load_profiles(tmp_path / "a.csv")
+    assert table.columns.tolist() == names
+    assert table.iloc[0].tolist() == list(range(10_000))
 
 
 @pytest.mark.parametrize(
