@@ -400,7 +400,7 @@ class SingleCells:
         found = {OBJECT_COUNT: table[OBJECT_COUNT].fillna(0).astype("int64")}
         if self.fields_of_view_feature not in self.strata:
             images = table[self.strata].merge(self._images(self.add_image_features), on=self.strata, how="left")
-            found |= {name: images[name] for name in images if name not in self.strata}
+            found |= {name: images[name] for name in map(str, images.columns) if name not in self.strata}
         return table.assign(**found)
 
     def merge_single_cells(
