@@ -106,6 +106,7 @@ def aggregate(
     """
     peer = as_peer(compat)
     population_df = load_profiles(population_df)
+    require_names(population_df)
     strata, keep = names(strata), names(keep)
     if not strata:
         raise InputError("strata is empty: name the columns that identify a group, such as Metadata_Plate")
@@ -206,7 +207,8 @@ def modz(
     Returns
     -------
     DataFrame
-        `replicate_columns`, features (float64). A missing value counts as 0.
+        `replicate_columns`, features (float64). A missing value counts as 0, an infinite one makes its group infinite;
+        replicates of one feature, or all without a correlation, weigh the same.
 
     Raises
     ------
@@ -214,6 +216,9 @@ def modz(
         An absent or non-numeric column, no rows.
     """
     by = names(replicate_columns)
+    population_df = load_profiles(population_df)
+    if not by:
+        raise InputError("replicate_columns is empty: name the columns that replicates share")
     require_columns(population_df, by, "replicate_columns not in input dataframe")
     known = check_correlation_method(method)
     chosen = [name for name in profile_features(population_df, features) if name not in by]

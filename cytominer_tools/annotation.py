@@ -43,7 +43,8 @@ def annotate(
     """Put the columns of a plate map, and of further metadata, beside the profiles of its wells.
 
     Rows come in the order of the plate map; profiles that it does not name come last, with missing metadata, and a
-    warning says which. A well that it names twice is there twice, with a warning.
+    warning says which. A well that it names twice is there twice, with a warning. A missing key names a missing key, as
+    in a merge of pandas, of external metadata too.
 
     Parameters
     ----------

@@ -485,15 +485,16 @@ def group_covariance(rows: Floats, codes: Codes) -> Doubles:
     Returns
     -------
     float64 array, shape (n_groups, n_features * (n_features + 1) / 2)
-        The upper triangle with its diagonal, row by row; NaN in a group of one.
+        The upper triangle with its diagonal, row by row; NaN in a group of one, and with a feature that is infinite.
     """
     upper = np.triu_indices(rows.shape[1])
     out = np.empty((_n_groups(codes), len(upper[0])))
     for group, which in enumerate(members(codes)):
         away = rows[which].astype(np.float64)
-        away -= away.mean(axis=0)
         n = len(away)
-        out[group] = (away.T @ away)[upper] / (n - 1) if n > 1 else np.nan
+        with np.errstate(invalid="ignore"):
+            away -= away.mean(axis=0)
+            out[group] = (away.T @ away)[upper] / (n - 1) if n > 1 else np.nan
     return out
 
 

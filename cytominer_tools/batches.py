@@ -107,14 +107,26 @@ class PerBatch(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         return self
 
     def transform(self, X: Any, *, batch: Any = None) -> Any:
-        """The rows of `X`, each by what was learnt of its batch; one that was not there is an InputError."""
+        """The rows of `X`, each by what was learnt of its batch.
+
+        Raises
+        ------
+        InputError
+            A batch that was not there, or a transformer that makes fewer features than it gets.
+        """
         check_is_fitted(self)
         X = self._checked(X, reset=False)
         codes = known_codes(batch, len(X), self.batches_)
         out = np.empty_like(X)
         for code in np.unique(codes):
             rows = codes == code
-            out[rows] = self.transformers_[code].transform(X[rows])
+            part = self.transformers_[code].transform(X[rows])
+            if part.shape[1] != X.shape[1]:
+                raise InputError(
+                    f"{type(self.transformer).__name__} makes {part.shape[1]} features of {X.shape[1]} in batch "
+                    f"{self.batches_[code]}; take one that makes as many as it gets"
+                )
+            out[rows] = part
         return out
 
     def fit_transform(self, X: Any, y: Any = None, *, batch: Any = None, well: Any = None, control: Any = None) -> Any:
@@ -301,7 +313,8 @@ def _posterior(part: Doubles) -> tuple[Doubles, Doubles]:
         shifted = (n * prior_variance * mean + spread * prior_mean) / (n * prior_variance + spread)
         spreads = (rate + 0.5 * np.square(part - shifted).sum(axis=0)) / (n / 2 + shape - 1)
         change = max(
-            np.abs((shifted - shift) / np.where(shift == 0, 1, shift)).max(), np.abs((spreads - spread) / spread).max()
+            np.abs((shifted - shift) / np.where(shift == 0, 1, shift)).max(),
+            np.abs((spreads - spread) / np.where(spread == 0, 1, spread)).max(),  # 0 of what a batch has one value of
         )
         shift, spread = shifted, spreads
         if change < 1e-4:

@@ -30,7 +30,7 @@ METHODS = ("standardize", "robustize", "mad_robustize")
 
 _VALUES = 2**24  # of a batch: 64 MB of float32; with thousands of columns smaller ones cost more than what they hold
 _READ_AHEAD = 2**20  # bytes of a column in memory at once, however long its row group is
-_ROW_GROUP = 2**26  # bytes: a row group that takes more is read a few rows at a time
+_ROW_GROUP = 2**26  # bytes: a row group that takes more is read a few rows at a time, others so many ahead
 _HELD = 2**26  # bytes: a group that takes more is never in memory as a whole, to normalise it
 
 
@@ -112,9 +112,11 @@ class CellTable:
             kinds = {name: self.schema.field(name).type for name in chosen if name in others}
             odd = {name: kind for name, kind in kinds.items() if known.field(name).type != kind}
             groups = [group for group in range(about.num_row_groups) if about.row_group(group).num_rows]
-            if max((about.row_group(group).total_byte_size for group in groups), default=0) <= _ROW_GROUP:
+            largest = max((about.row_group(group).total_byte_size for group in groups), default=0)
+            if largest <= _ROW_GROUP:
                 # a list column is decoded by one thread, so several row groups are at a time
-                tables = map_ahead(partial(_row_group, path, about, chosen), groups, workers())
+                ahead = min(workers(), max(1, _ROW_GROUP // max(1, largest)))
+                tables = map_ahead(partial(_row_group, path, about, chosen), groups, ahead)
             else:
                 tables = in_background(_few_rows(path, chosen, self.features), 1)
             with closing(tables):

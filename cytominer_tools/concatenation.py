@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from cytominer_tools.arrays import mean_variance
 from cytominer_tools.columns import PLATE, WELL, metadata_columns, require_columns
 from cytominer_tools.errors import InputError, ProfileWarning
 from cytominer_tools.frames import Features, names, profile_features, reference_rows, values, with_features
@@ -54,7 +55,7 @@ def concatenate(
     ------
     InputError
         One table alone, an absent or repeated key, a feature name in two tables, no row in common, a set without
-        spread.
+        spread, or with infinite values where it is to be scaled.
     """
     read = [load_profiles(table) for table in tables]
     if len(read) < 2:
@@ -96,7 +97,10 @@ def concatenate(
 
 
 def _size(reference: Any, number: int) -> Any:
-    size = np.sqrt(np.nansum(np.nanvar(reference, axis=0, dtype=np.float64)))
+    if np.isinf(reference).any():
+        raise InputError(f"table {number}: infinite values among its features, which say no size; drop or replace them")
+    variance = mean_variance(reference, ddof=0)[1] if len(reference) > 1 else np.zeros(1)
+    size = np.sqrt(np.nansum(variance))
     if not size > 0:
         raise InputError(
             f"table {number}: its features do not vary among {len(reference)} rows, so they cannot be scaled"

@@ -77,6 +77,8 @@ def transform_profiles(
     chosen = profile_features(profiles, features)
     batches = names(batch)
     require_columns(profiles, batches, "profiles")
+    if not chosen:
+        raise InputError("there is no feature to transform; name some, or let the steps before drop fewer")
     rows, control = values(profiles, chosen), reference_rows(profiles, samples)
     if not get_tags(transformer).input_tags.allow_nan:
         require_finite(rows, chosen)

@@ -287,6 +287,8 @@ def weighted_replicates(
 ) -> Doubles:
     """One row a group: the sum of its rows, each times its weight; missing values count as 0, as in pycytominer.
 
+    Missing and infinite values are left out of correlations; an infinite one makes the sum infinite.
+
     Parameters
     ----------
     rows : float array, shape (n, n_features)
@@ -309,14 +311,18 @@ def weighted_replicates(
 
 def _weighted(rows: Floats, method: Method, min_weight: float, precision: int) -> Doubles:
     part = rows.astype(np.float64)
+    known = np.where(np.isnan(part), 0.0, part)
     if len(part) == 1:
-        return np.nan_to_num(part[0], nan=0.0)
-    if method == "kendall" or np.isnan(part.min(initial=np.inf)):
+        return known[0]
+    if rows.shape[1] < 2:  # one feature has no correlation
+        correlations = np.full((len(part), len(part)), np.nan)
+    elif method == "kendall" or not np.isfinite(part).all():
         correlations = pd.DataFrame(part.T).corr(method=method).to_numpy()
     else:
         correlations = _row_correlations(ranks(part) if method == "spearman" else part)
     weights = replicate_weights(correlations, min_weight, precision)
-    return np.nan_to_num(weights, nan=0.0) @ np.nan_to_num(part, nan=0.0)
+    with np.errstate(invalid="ignore"):  # infinite values of either sign
+        return np.nan_to_num(weights, nan=0.0) @ known
 
 
 def _row_correlations(rows: Doubles) -> Doubles:

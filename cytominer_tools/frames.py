@@ -82,6 +82,9 @@ def values(table: pd.DataFrame, features: Sequence[str]) -> Floats:
     part = table.iloc[:, int(places[0]) : int(places[-1]) + 1] if in_a_row else table.take(places, axis=1)
     kinds = part.dtypes.to_numpy()
     numeric = {kind: pd.api.types.is_numeric_dtype(kind) for kind in set(kinds)}  # thousands of columns, a few kinds
+    if any(map(pd.api.types.is_complex_dtype, numeric)):
+        name = next(str(name) for name, kind in part.dtypes.items() if pd.api.types.is_complex_dtype(kind))
+        raise InputError(f"feature {name}: expected real numbers, it is {part.dtypes[name]}; take a part of it")
     parsed = {}
     for i in np.flatnonzero([not numeric[kind] for kind in kinds]):
         name = str(part.columns[int(i)])
@@ -118,8 +121,17 @@ def reference_rows(table: pd.DataFrame, samples: str) -> npt.NDArray[np.bool_]:
 
 
 def group_codes(table: pd.DataFrame, by: Sequence[str]) -> Codes:
-    """A number for each row, 0 to n_groups - 1 in the sorted order of the keys; a missing key is a key, the last."""
-    codes: Codes = table.groupby(list(by), dropna=False, sort=True, observed=True).ngroup().to_numpy()
+    """A number for each row, 0 to n_groups - 1 in the sorted order of the keys; a missing key is a key, the last.
+
+    Raises
+    ------
+    InputError
+        Keys that are lists or such.
+    """
+    try:
+        codes: Codes = table.groupby(list(by), dropna=False, sort=True, observed=True).ngroup().to_numpy()
+    except TypeError as error:
+        raise InputError(f"{', '.join(by)}: expected text, numbers or dates as keys; {error}") from None
     return codes
 
 

@@ -121,7 +121,7 @@ def on_edge(rows: Codes, columns: Codes, shape: tuple[int, int]) -> npt.NDArray[
 
 
 def _standardized(rows: Floats) -> Doubles:
-    kept = rows[:, ~arrays.has_holes(rows)]
+    kept = rows[:, np.isfinite(rows.min(axis=0)) & np.isfinite(rows.max(axis=0))]
     mean, sd = arrays.mean_sd(kept, ddof=0)
     if not (sd > 0).any():
         raise InputError(f"none of {rows.shape[1]} features is complete and varies; choose others")

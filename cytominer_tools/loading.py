@@ -70,7 +70,12 @@ def infer_delim(file: str | Path) -> str:
     """What separates the values of a text table: comma, semicolon or tab, whichever its header holds most of."""
     if not Path(file).exists():
         raise NoFileError(f"{file}: no such file")
-    return separator(Path(file))
+    try:
+        return separator(Path(file))
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file}: is not UTF-8; save it as UTF-8") from error
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read as text: {error}") from error
 
 
 def is_path_a_parquet_file(file: str | Path) -> bool:

@@ -27,7 +27,7 @@ from cytominer_tools.frames import (
 )
 from cytominer_tools.loading import load_profiles
 from cytominer_tools.output import options_of_suffix, output, write_to_file_if_user_specifies_output_details
-from cytominer_tools.transformers import InverseNormalTransform, Robustize, RobustMAD, Spherize, Standardize
+from cytominer_tools.transformers import InverseNormalTransform, Robustize, RobustMAD, Scaler, Spherize, Standardize
 
 METHODS = ("standardize", "robustize", "mad_robustize", "spherize", "inverse_normal")
 
@@ -66,7 +66,8 @@ def normalize(
     profiles : DataFrame, or the path of a table
         It is left alone.
     features : list of column names, or "infer"
-        Missing values stay missing.
+        Missing values stay missing; a feature without any value among the reference rows is missing in all, with a
+        warning.
     image_features : bool
         Whether "infer" takes the numeric Image_ columns too.
     meta_features : list of column names, or "infer"
@@ -108,7 +109,9 @@ def normalize(
         raise InputError(f"meta_features={meta_features!r}: expected a list of column names, or 'infer'")
     chosen = features_beside(profiles, features, names(by), image_features=image_features)
     if not chosen:
-        raise InputError(f"no feature beside {', '.join(names(by))}; name the features with features=")
+        raise InputError(
+            f"there is no feature beside {', '.join([*names(by), 'the metadata'])}; name some by features="
+        )
     metadata = metadata_columns(profiles) if isinstance(meta_features, str) else list(meta_features)
     require_columns(profiles, [*metadata, *names(by)], "profiles")
     others = _others(profiles, chosen, metadata, peer)
@@ -133,7 +136,15 @@ def normalize(
     elif method != "mad_robustize" and (infinite := _infinite(rows)).any():
         bad = [chosen[i] for i in np.flatnonzero(infinite)]
         raise InputError(f"infinite values in {len(bad)} feature(s): {', '.join(bad[:5])}; drop or replace them first")
-    out, zero = _by_group(profiles, rows, chosen, reference, names(by), samples, transformer)
+    out, zero, lost = _by_group(profiles, rows, chosen, reference, names(by), samples, transformer)
+    if lost.any() and not peer:
+        some = [chosen[i] for i in np.flatnonzero(lost)]
+        warnings.warn(
+            f"normalize: {len(some)} feature(s) have no value among the reference rows ({', '.join(some[:3])}), and so "
+            "all of their values are missing",
+            ProfileWarning,
+            stacklevel=3,
+        )
     if zero.any():
         some = [chosen[i] for i in np.flatnonzero(zero)]
         warnings.warn(
@@ -156,11 +167,11 @@ def _by_group(
     by: list[str],
     samples: str,
     transformer: Any,
-) -> tuple[arrays.Floats, npt.NDArray[np.bool_]]:
-    """The scored rows, and which features had no scale in some group."""
+) -> tuple[arrays.Floats, npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """The scored rows, and which features had no scale, or no reference value for the values that they have."""
     codes = group_codes(profiles, by) if by else np.zeros(len(rows), dtype=np.int64)
     out = np.empty_like(rows)
-    zero = np.zeros(rows.shape[1], dtype=bool)
+    zero, lost = np.zeros((2, rows.shape[1]), dtype=bool)
     for which in arrays.members(codes):
         part = rows[which]
         if not reference[which].any():
@@ -179,7 +190,11 @@ def _by_group(
             out[which] = fitted.fit(named, control=reference[which]).transform(named)
         else:
             out[which] = fitted.fit(part, control=reference[which]).transform(part)
-    return out, zero
+        if not isinstance(fitted, Spherize):
+            center = fitted.center_ if isinstance(fitted, Scaler) else fitted.transformer_.quantiles_[0]
+            blank = np.flatnonzero(np.isnan(center))
+            lost[blank] |= ~np.isnan(part[:, blank]).all(axis=0)
+    return out, zero, lost
 
 
 def _others(profiles: pd.DataFrame, features: list[str], metadata: list[str], peer: bool) -> list[str]:

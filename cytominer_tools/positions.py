@@ -48,6 +48,8 @@ class WellPosition(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         rows = np.ones(len(X), bool) if control is None else control_rows(control, len(X))
         if not rows.any():
             raise InputError("n_samples=0 control rows: there is nothing to learn from")
+        if well is not None and len(well) != len(X):
+            raise InputError(f"well: expected {len(X)} names, one a row; got {len(well)}")
         codes, self.wells_ = batch_codes(None if well is None else np.asarray(well)[rows], int(rows.sum()))
         self.means_ = arrays.group_mean(X[rows], codes).astype(np.float64)
         return self

@@ -10,7 +10,7 @@ from cytominer_tools import arrays, layouts
 from cytominer_tools.arrays import Codes
 from cytominer_tools.columns import COUNT, PLATE, WELL, require_columns, well_name, well_place
 from cytominer_tools.errors import InputError
-from cytominer_tools.frames import Features, group_codes, names, profile_features, reference_rows, values
+from cytominer_tools.frames import Features, group_codes, names, profile_features, reference_rows, require_names, values
 
 QC = "Metadata_QC"
 DISTANCE, DISTANCE_Z = "Metadata_QC_Distance", "Metadata_QC_Z"
@@ -182,9 +182,12 @@ def plate_map(profiles: pd.DataFrame, column: str, *, well: str = WELL) -> pd.Da
     Raises
     ------
     InputError
-        An absent column, something that is no well, or a well that is there twice: take one plate.
+        No rows, an absent column, something that is no well, or a well that is there twice: take one plate.
     """
+    require_names(profiles)
     require_columns(profiles, [column, well], "profiles")
+    if len(profiles) == 0:
+        raise InputError("the table has no rows")
     places = _places(profiles[well])
     if len(np.unique(places, axis=0)) < len(places):
         raise InputError(f"{well}: some well is there more than once; take the rows of one plate")

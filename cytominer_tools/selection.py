@@ -15,7 +15,7 @@ from cytominer_tools.blocklist import Blocklist, get_blocklist_features
 from cytominer_tools.compat import as_peer
 from cytominer_tools.correlations import check_correlation_method, correlated_pairs, drop_of_each_pair, ranks
 from cytominer_tools.errors import InputError, ProfileWarning
-from cytominer_tools.frames import Features, profile_features, reference_rows, values
+from cytominer_tools.frames import Features, profile_features, reference_rows, require_names, values
 from cytominer_tools.loading import load_profiles
 from cytominer_tools.output import write_to_file_if_user_specifies_output_details
 
@@ -290,9 +290,10 @@ def get_pairwise_correlation(population_df: pd.DataFrame, method: str = "pearson
     Raises
     ------
     InputError
-        Another method than pearson, spearman, kendall.
+        Another method than pearson, spearman, kendall, or a column that is no number or stands twice.
     """
     known = check_correlation_method(method)
+    require_names(population_df)
     names = list(population_df.columns)
     r = _correlations(values(population_df, names), known)
     first, second = np.nonzero(np.tril(np.ones_like(r, dtype=bool), k=-1) & ~np.isnan(r))
@@ -452,6 +453,8 @@ def _second_to_first(counts: Any) -> float:
 
 def _correlations(rows: Floats, method: Any) -> arrays.Doubles:
     """All correlations in float64; NaN where there is none."""
+    if len(rows) < 2:
+        return np.full((rows.shape[1], rows.shape[1]), np.nan)
     if not np.isfinite(rows).all() or method == "kendall":
         found: arrays.Doubles = pd.DataFrame(np.where(np.isfinite(rows), rows, np.nan)).corr(method=method).to_numpy()
         return found

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cytominer_tools.aggregation import aggregate, check_aggregate_operation
+from cytominer_tools.aggregation import OBJECT_COUNT, aggregate, check_aggregate_operation
 from cytominer_tools.annotation import annotate
 from cytominer_tools.cellprofiler import (
     LinkingColumns,
@@ -320,7 +320,8 @@ class SingleCells:
             parts.append(part)
         return pd.concat(parts, ignore_index=True)
 
-    def _with_images(self, part: pd.DataFrame, add_image_features: bool) -> pd.DataFrame:
+    def _images(self, add_image_features: bool) -> pd.DataFrame:
+        """What the image table says of each group: the number of sites, and image features."""
         images = aggregate_fields_count(self.image_df, self.strata, self.fields_of_view_feature)
         if add_image_features:
             images = aggregate_image_features(
@@ -331,7 +332,10 @@ class SingleCells:
                 self.strata,
                 self.aggregation_operation,
             )
-        part = images.merge(part, on=self.strata, how="right")
+        return images
+
+    def _with_images(self, part: pd.DataFrame, add_image_features: bool) -> pd.DataFrame:
+        part = self._images(add_image_features).merge(part, on=self.strata, how="right")
         known = [*metadata_columns(part), *infer_cp_features(part, image_features=True)]
         return part[[*(name for name in self.strata if name not in known), *known]]
 
@@ -363,7 +367,8 @@ class SingleCells:
     ) -> Any:
         """One profile a group, the features of all compartments side by side; a path if it is written.
 
-        A group without objects in one compartment has missing values there, with a warning; pycytominer drops it.
+        A group without objects in one compartment has missing values there, with a warning; pycytominer drops it. Its
+        number of objects, which are those of the first compartment, may be 0. Without any object there is no profile.
         """
         if output_file is not None:
             self.set_output_file(output_file)
@@ -381,12 +386,22 @@ class SingleCells:
             both = table.merge(other, on=self.strata, how="inner")
             if len(both) < max(len(table), len(other)):
                 _warn(f"{compartment}: some groups have no objects; their features are missing")
-                both = table.merge(other, on=self.strata, how="outer")
+                both = self._filled(table.merge(other, on=self.strata, how="outer"))
             table = both
+        if table.empty:
+            _warn("no group has an object in any compartment, and so there are no profiles")
         self.is_aggregated = True
         if self.output_file is None:
             return table
         return output(table, self.output_file, compression_options=compression_options, float_format=float_format)
+
+    def _filled(self, table: pd.DataFrame) -> pd.DataFrame:
+        """`table` with what is known of groups without an object in the first compartment."""
+        found = {OBJECT_COUNT: table[OBJECT_COUNT].fillna(0).astype("int64")}
+        if self.fields_of_view_feature not in self.strata:
+            images = table[self.strata].merge(self._images(self.add_image_features), on=self.strata, how="left")
+            found |= {name: images[name] for name in map(str, images.columns) if name not in self.strata}
+        return table.assign(**found)
 
     def merge_single_cells(
         self,

@@ -89,13 +89,17 @@ def write_table(table: pd.DataFrame, path: str | Path, ledger: Sequence[Mapping[
     Raises
     ------
     InputError
-        Another suffix, a full disk or an unwritable folder.
+        Another suffix, a column of several types or of one that Parquet has not, a full disk or an unwritable folder.
     """
     path = Path(path)
     kind = _format(path)
     with atomic_path(path) as part:
         if kind == ".parquet":
-            arrow = pa.Table.from_pandas(table, preserve_index=False)
+            try:
+                arrow = pa.Table.from_pandas(table, preserve_index=False)
+            except (pa.ArrowException, TypeError, ValueError) as error:  # values of several types in one column
+                why = ", ".join(map(str, error.args))
+                raise InputError(f"{path}: the table cannot be written as Parquet: {why}; mend that column") from error
             if ledger:
                 said = {KEY: json.dumps(list(ledger), sort_keys=True)}
                 arrow = arrow.replace_schema_metadata((arrow.schema.metadata or {}) | said)
@@ -134,7 +138,7 @@ def separator(path: Path) -> str:
         lines = [line for line in (f.readline(1 << 20), f.readline(1 << 20)) if line.strip()]
     if not lines:
         return ","  # pandas says that it is empty
-    found = {sep: [len(next(csv.reader([line], delimiter=sep))) for line in lines] for sep in _SEPARATORS}
+    found = {sep: [_fields(line, sep) for line in lines] for sep in _SEPARATORS}
     best = max(found, key=lambda sep: found[sep][0])
     if len(lines) == 2 and found[best][0] > 1 and found[best][1] == 1:
         for sep, (_, row) in found.items():
@@ -144,6 +148,13 @@ def separator(path: Path) -> str:
                     "separate both in one way"
                 )
     return best if found[best][0] > 1 else ","
+
+
+def _fields(line: str, sep: str) -> int:
+    try:
+        return len(next(csv.reader([line], delimiter=sep)))
+    except csv.Error:  # a field of over 131,072 characters: thousands of names that something else separates
+        return 1
 
 
 def _text_keys(table: pd.DataFrame, *, metadata: bool) -> pd.DataFrame:

@@ -25,7 +25,7 @@ FEW_CONTROLS = 16
 _NEGLIGIBLE = 1e-6  # an epsilon below only keeps a division from failing
 
 
-class _Scaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator, ABC):
+class Scaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator, ABC):
     """(x - center_) / scale_, feature by feature, learnt on control rows.
 
     Missing values are left out of what is learnt and stay missing; infinite ones are an error.
@@ -88,7 +88,7 @@ class _Scaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator, ABC):
         return arrays.scaled(X, self.center_, self.scale_)
 
 
-class Standardize(_Scaler):
+class Standardize(Scaler):
     """Mean 0 and variance 1 (divided by n) on the controls; a feature constant there is only centred.
 
     As scikit-learn's StandardScaler, but learnt in float64 from some of the rows.
@@ -104,7 +104,7 @@ class Standardize(_Scaler):
         self.center_, self.scale_ = center, np.where(spread == 0, 1.0, spread)
 
 
-class Robustize(_Scaler):
+class Robustize(Scaler):
     """Median 0 and distance between the quartiles 1 on the controls; where that distance is 0 it is only centred."""
 
     def _learn(self, reference: Floats) -> None:
@@ -114,7 +114,7 @@ class Robustize(_Scaler):
         self.center_, self.scale_ = center, np.where(spread < 10 * np.finfo(np.float64).eps, 1.0, spread)
 
 
-class RobustMAD(_Scaler):
+class RobustMAD(Scaler):
     """(x - median) / (MAD + epsilon), both of the controls; see `arrays.median_mad`.
 
     Parameters
@@ -172,7 +172,8 @@ class RobustMAD(_Scaler):
 class InverseNormalTransform(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
     """Each feature by its quantile among the controls, mapped to the normal distribution, within +-5.2.
 
-    Between the quantiles it is linear; that is scikit-learn's QuantileTransformer, not a rank formula.
+    Between the quantiles it is linear; that is scikit-learn's QuantileTransformer, not a rank formula. A feature
+    that is constant among the controls is -5.2 up to that value and 5.2 above it.
 
     Parameters
     ----------
@@ -206,9 +207,12 @@ class InverseNormalTransform(OneToOneFeatureMixin, TransformerMixin, BaseEstimat
         if self.n_quantiles < 1:
             raise InputError(f"n_quantiles={self.n_quantiles}: expected 1 or more")
         self.n_quantiles_ = min(self.n_quantiles, len(reference))
-        self.transformer_ = QuantileTransformer(
+        transformer = QuantileTransformer(
             n_quantiles=self.n_quantiles_, output_distribution="normal", random_state=self.random_state
-        ).fit(reference)
+        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "All-NaN slice", RuntimeWarning)  # a feature without a value stays so
+            self.transformer_ = transformer.fit(reference)
         return self
 
     def transform(self, X: Any) -> Floats:

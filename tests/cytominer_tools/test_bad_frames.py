@@ -6,7 +6,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cytominer_tools import aggregate, annotate, consensus, feature_select, normalize
+from cytominer_tools import (
+    Standardize,
+    aggregate,
+    annotate,
+    concatenate,
+    consensus,
+    feature_select,
+    get_pairwise_correlation,
+    infer_delim,
+    load_profiles,
+    modz,
+    normalize,
+    plate_map,
+    transform_profiles,
+)
 from cytominer_tools.errors import InputError, ProfileWarning
 
 
@@ -145,6 +159,15 @@ def test_fifty_thousand_columns():
     assert feature_select(table).shape == table.shape
 
 
+@pytest.mark.parametrize("separator", [",", ";"])
+def test_text_whose_header_is_longer_than_a_field_may_be(tmp_path, separator):
+    names = [f"network_{i}" for i in range(12_000)]  # 131,072 characters is the limit of csv
+    (tmp_path / "a.csv").write_text(f"{separator.join(names)}\n{separator.join(map(str, range(12_000)))}\n")
+    table = load_profiles(tmp_path / "a.csv")
+    assert table.columns.tolist() == names
+    assert table.iloc[0].tolist() == list(range(12_000))
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -190,6 +213,151 @@ def test_a_well_that_the_plate_map_names_twice():
 def test_annotate_refuses(change, options, words):
     with pytest.raises(InputError, match=words):
         annotate(wells(), change(platemap()), **options)
+
+
+def test_a_missing_key_names_a_missing_key():
+    table, names = wells(), platemap().astype({"well_position": object})
+    table.loc[0, "Metadata_Well"] = None
+    with pytest.warns(
+        ProfileWarning, match=r"the plate map does not name .* \(1 of 20 profiles\); they are kept without"
+    ):
+        assert np.isnan(annotate(table, names)["Metadata_dose"].iloc[-1])
+    names.loc[7, "well_position"] = None
+    with pytest.warns(ProfileWarning, match="the plate map does not name A08"):
+        result = annotate(table, names)
+    assert result.loc[result["Metadata_Well"].isna(), "Metadata_dose"].tolist() == [7]
+
+
+# --- infinite values, features without a value or a number
+@pytest.mark.parametrize("method", ["spearman", "pearson", "kendall"])
+def test_an_infinite_value_in_a_consensus_by_agreement(method):
+    """It has no say in how much its replicate counts, and stays infinite."""
+    table = wells(8, 6)
+    table.loc[2, "Cells_3"] = np.inf
+    result = modz(table, "Metadata_Compound", method=method)
+    without = modz(table.drop(columns="Cells_3"), "Metadata_Compound", method=method)
+    other = table.assign(Cells_3=table["Cells_3"].replace(np.inf, np.nan))
+    expected = modz(other, "Metadata_Compound", method=method)
+    assert np.isinf(result["Cells_3"]).tolist() == [True, False]
+    pd.testing.assert_frame_equal(result.drop(columns="Cells_3"), expected.drop(columns="Cells_3"))
+    assert without.shape == (2, 6)
+    table.loc[4, "Cells_3"] = -np.inf
+    assert np.isnan(modz(table, "Metadata_Compound", method=method)["Cells_3"][0])
+
+
+@pytest.mark.parametrize("method", ["spearman", "pearson", "kendall"])
+def test_replicates_of_one_feature_weigh_the_same(method):
+    table = wells(8, 1)
+    means = table.groupby("Metadata_Compound")["Cells_0"].mean()
+    np.testing.assert_allclose(modz(table, "Metadata_Compound", method=method)["Cells_0"], means)
+
+
+def test_covariances_with_an_infinite_value_are_missing():
+    table = wells()
+    table.loc[2, "Cells_1"] = np.inf
+    found = aggregate(table, "Metadata_Plate", spread="covariance").filter(like="_Cov_")
+    assert found.columns[found.isna().all()].tolist() == [
+        "Cells_0_Cov_Cells_1",
+        "Cells_1_Cov_Cells_1",
+        "Cells_1_Cov_Cells_2",
+    ]
+
+
+@pytest.mark.parametrize("method", ["standardize", "robustize", "mad_robustize", "inverse_normal"])
+def test_a_feature_that_no_control_has_a_value_of(method):
+    table = wells()
+    table.loc[table["Metadata_Compound"] == "dmso", "Cells_1"] = np.nan
+    with pytest.warns(
+        ProfileWarning, match=r"1 feature\(s\) have no value among the reference rows \(Cells_1\), and so"
+    ):
+        result = normalize(table, samples="Metadata_Compound == 'dmso'", method=method)
+    assert result["Cells_1"].isna().all()
+    assert result["Cells_0"].notna().all()
+    nowhere = normalize(table.assign(Cells_1=np.nan), samples="Metadata_Compound == 'dmso'", method=method)
+    pd.testing.assert_frame_equal(nowhere, result)  # and nothing to warn of
+
+
+def test_ranks_of_a_constant_feature():
+    table = wells().assign(Cells_1=[1.0, 0.0, 1.0, 2.0] * 5)
+    result = normalize(table, samples="Metadata_Compound == 'dmso'", method="inverse_normal")
+    np.testing.assert_allclose(result["Cells_1"][:4], [-5.2, -5.2, -5.2, 5.2], atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["aggregate", "normalize", "consensus", "feature_select"])
+def test_complex_numbers(name):
+    table = wells().assign(Cells_1=lambda t: t["Cells_1"] + 1j)
+    with pytest.raises(InputError, match="feature Cells_1: expected real numbers, it is complex128; take a part of it"):
+        FIVE[name](table)
+
+
+def test_keys_that_are_lists():
+    table = wells().assign(Metadata_Plate=[[1, 2]] * 20)
+    for call in (aggregate, lambda t: normalize(t, by="Metadata_Plate"), lambda t: modz(t, "Metadata_Plate")):
+        with pytest.raises(InputError, match=r"Metadata_Plate.*: expected text, numbers or dates as keys; unhashable"):
+            call(table)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda t: modz(3, "Metadata_Compound"), "profiles: expected a DataFrame or a path, got int"),
+        (lambda t: modz(t, []), "replicate_columns is empty: name the columns that replicates share"),
+        (lambda t: normalize(t, []), "there is no feature beside the metadata; name some by features="),
+        (
+            lambda t: transform_profiles(t, Standardize(), features=[]),
+            "there is no feature to transform; name some, or let the steps before drop fewer",
+        ),
+        (
+            lambda t: aggregate(t.rename(columns={"Cells_1": "Cells_0"}), subset_data_df=t[["Metadata_Well"]]),
+            r"1 column name\(s\) stand twice: Cells_0",
+        ),
+        (lambda t: get_pairwise_correlation(t.rename(columns={"Cells_1": "Cells_0"})), "stand twice: Cells_0"),
+        (lambda t: plate_map(t.head(0), "Cells_0"), "the table has no rows"),
+    ],
+)
+def test_each_says_what_it_lacks(call, words):
+    with pytest.raises(InputError, match=words):
+        call(wells())
+
+
+def test_sets_with_infinite_or_no_values_beside_each_other():
+    table = wells()
+    other = table.rename(columns=lambda name: name.replace("Cells_", "net_"))
+    result = concatenate([table, other.assign(net_1=np.nan)])
+    assert result["net_1"].isna().all()
+    assert result.filter(like="net_").var(ddof=0).sum() == pytest.approx(1)
+    other.loc[3, "net_1"] = np.inf
+    with pytest.raises(InputError, match="table 2: infinite values among its features, which say no size"):
+        concatenate([table, other])
+    assert np.isinf(concatenate([table, other], scale=False)["net_1"][3])
+
+
+def test_correlations_of_one_row_are_none():
+    matrix, pairs = get_pairwise_correlation(wells().head(1).filter(like="Cells_"))
+    assert matrix.isna().all(axis=None)
+    assert len(pairs) == 0
+
+
+def test_features_as_an_index_or_an_array():
+    table = wells()
+    for features in (table.columns[3:], table.columns[3:].to_numpy(), tuple(table.columns[3:])):
+        for call in (aggregate, normalize, feature_select):
+            pd.testing.assert_frame_equal(call(table, features=features), call(table))
+
+
+def test_values_of_several_types_are_not_written_as_parquet(tmp_path):
+    table = wells().assign(Metadata_Dose=[1, "high"] * 10)
+    with pytest.raises(InputError, match=r"a\.parquet: the table cannot be written as Parquet: .*column Metadata_Dose"):
+        normalize(table, output_file=tmp_path / "a.parquet", output_type="parquet")
+    assert not any(tmp_path.iterdir())
+
+
+def test_text_that_is_not_utf_8(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_bytes("Metadata_Größe,b\n1,2\n".encode("latin-1"))
+    for call in (infer_delim, normalize):
+        with pytest.raises(InputError, match=r"a\.csv: is not UTF-8; save it as UTF-8"):
+            call(path)
 
 
 # --- duplicates, dtypes, empty tables, text files

@@ -57,18 +57,18 @@ def test_combat_is_neurocombat():
     np.testing.assert_allclose(ComBat().fit_transform(x, batch=batch), expected, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("uneven", [False, True])
-def test_combat_is_inmooses(uneven):
-    """The one that JUMP's recipes call."""
+@pytest.mark.parametrize("sizes", [(1000, 1000, 1000), (1000, 600, 400)])
+def test_combat_is_inmooses(sizes):
+    """The one that JUMP's recipes call. Its variances divide by n, R's and neuroCombat's by n - 1: many rows agree."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         combat = pytest.importorskip("inmoose.pycombat", reason="inmoose is not installed").pycombat_norm
-        x, batch, _, _ = shifted()
-        if uneven:  # batches of 80, 40 and 20 rows
-            chosen = np.r_[0:60, np.arange(60, 240)[batch[60:] == "b1"], 61:121:3]
-            x, batch = x[chosen], batch[chosen]
+        x, batch, _, _ = shifted(3000, 200)
+        chosen = np.concatenate([np.flatnonzero(batch == f"b{i}")[:n] for i, n in enumerate(sizes, 1)])
+        x, batch = x[chosen], batch[chosen]
         expected = np.asarray(combat(x.T, pd.factorize(batch)[0])).T
-    np.testing.assert_allclose(ComBat().fit_transform(x, batch=batch), expected, rtol=1e-3, atol=1e-3)
+    found = ComBat().fit_transform(x, batch=batch)
+    assert np.abs(found - expected).max() < 2e-3 * np.abs(found - x).max()
 
 
 def test_tvn_is_efaar():
@@ -189,6 +189,17 @@ def test_components_keep_distances_and_are_not_correlated():
     np.testing.assert_allclose(PCA(3).fit_transform(x), found[:, :3])
 
 
+def test_combat_where_a_batch_has_one_value_of_a_feature():
+    x, batch, _, _ = shifted()
+    x[batch == "b2", 3] = 7.0
+    found = ComBat().fit_transform(x, batch=batch)  # without a warning of numpy's
+    assert np.isfinite(found).all()
+    assert np.ptp(found[batch == "b2", 3]) < 1e-9
+    others = np.arange(12) != 3
+    means = pd.DataFrame(found[:, others]).groupby(batch).mean()
+    assert np.ptp(means, axis=0).max() < 0.5  # the other features are corrected as ever
+
+
 # --- golden
 def test_ranks_worked_by_hand():
     fitted = InverseNormal().fit([[1.0], [2.0], [2.0], [9.0]])
@@ -208,6 +219,20 @@ def test_polished_by_hand():
 
 
 # --- what cannot be done
+def test_one_label_a_row():
+    x, _, _, _ = shifted()
+    with pytest.raises(InputError, match="well: expected 240 names, one a row; got 3"):
+        WellPosition().fit(x, well=["A01", "A02", "A03"])
+
+
+def test_a_scope_of_a_transformer_that_makes_fewer_features():
+    x, batch, _, _ = shifted()
+    with pytest.raises(
+        InputError, match="PCA makes 5 features of 12 in batch b1; take one that makes as many as it gets"
+    ):
+        PerBatch(PCA(5)).fit_transform(x, batch=batch)
+
+
 @pytest.mark.parametrize("transformer", [PerBatch(Standardize()), TVN(), MedianPolish()])
 def test_an_unseen_batch(transformer):
     x, batch, control, _ = shifted()

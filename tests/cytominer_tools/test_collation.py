@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from cytominer_tools import SingleCells, collate, run_check_errors
-from cytominer_tools.errors import InputError
+from cytominer_tools.errors import InputError, ProfileWarning
 
 COMPARTMENTS = ("Cells", "Cytoplasm", "Nuclei")
 
@@ -244,6 +244,21 @@ def test_a_compartment_that_no_site_has_an_object_of(tmp_path, empty):
     assert found["Metadata_Well"].tolist() == ["A01", "A02"]
     for name in COMPARTMENTS:
         assert found[f"{name}_AreaShape_Area"].isna().all() == (name in empty)
+    assert found["Metadata_Object_Count"].tolist() == ([0, 0] if "Cells" in empty else [3, 2])
+    assert found["Metadata_Site_Count"].tolist() == [1, 1]
+    assert found["Image_Texture_a"].tolist() == [0.5, 0.5]
+
+
+def test_a_plate_without_any_object(tmp_path):
+    config = workspace(tmp_path)
+    for path in (tmp_path / "analysis").rglob("*.csv"):
+        if path.stem != "Image":
+            path.write_text(path.read_text().splitlines()[0] + "\n")
+    with pytest.warns(ProfileWarning, match="no group has an object in any compartment, and so there are no profiles"):
+        collate("b", config, "p", tmp_path, tmp_dir=tmp_path / "tmp", image_feature_categories=["Texture"])
+    found = pd.read_csv(tmp_path / "backend/b/p/p.csv")
+    assert len(found) == 0
+    assert {"Metadata_Well", "Image_Texture_a", "Nuclei_AreaShape_Area"} <= set(found)
 
 
 def test_a_column_that_names_no_plate_is_refused(tmp_path):

@@ -126,6 +126,16 @@ def test_effects_of_edge_row_and_column():
     assert inner.loc["edge", ["explained", "by_chance", "p"]].isna().all()
 
 
+def test_infinite_features_have_no_say_in_effects():
+    table = plates(1)
+    table.loc[3, "Cells_2"] = np.inf
+    found = position_effects(table, rng=np.random.default_rng(0), permutations=9)
+    without = position_effects(table.drop(columns="Cells_2"), rng=np.random.default_rng(0), permutations=9)
+    pd.testing.assert_frame_equal(found, without)
+    with pytest.raises(InputError, match="stand twice: Metadata_Well"):
+        plate_map(table.rename(columns={"Metadata_Count": "Metadata_Well"}), "Cells_0")
+
+
 def test_map_of_a_plate():
     table = plates(1).iloc[[0, 13, 95]]
     found = plate_map(table, "Cells_0")
