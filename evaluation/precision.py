@@ -145,7 +145,8 @@ def average_precision(
     meta["n_total_pairs"] = n_positive + n_negative
     meta["average_precision"] = scores
     meta["normalized_average_precision"] = normalized_ap(scores, n_positive, n_positive + n_negative)
-    meta.attrs["average_precision"] = Pairing(settings, similarity, rules, _digests(feats), scores, tied)
+    place = np.argsort(np.argsort(digests(feats), kind="stable"), kind="stable").astype(np.int64)
+    meta.attrs["average_precision"] = Pairing(settings, similarity, rules, place, scores, tied)
     return meta
 
 
@@ -323,11 +324,11 @@ def mean_average_precision_hierarchical(
     return _marked(found, threshold)
 
 
-def _digests(feats: pd.DataFrame | npt.ArrayLike) -> Codes:
-    """Where each profile comes in an order that depends on the profiles alone; equal ones are interchangeable."""
+def digests(feats: pd.DataFrame | npt.ArrayLike) -> npt.NDArray[np.uint64]:
+    """A number for each profile that depends on it alone, equal for equal ones; it puts rows into one order."""
     X = np.ascontiguousarray(feats, dtype=np.float64)
     keys = [blake2b(row.tobytes(), digest_size=8).digest() for row in X + 0.0]
-    return np.argsort(np.argsort(np.array(keys, dtype="S8"), kind="stable"), kind="stable").astype(np.int64)
+    return np.frombuffer(b"".join(keys), dtype=">u8").astype(np.uint64)
 
 
 def normalized_ap(scores: npt.ArrayLike, n_positive: npt.ArrayLike, n_total: npt.ArrayLike) -> Floats:

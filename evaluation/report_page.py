@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from cytominer_tools.columns import METADATA
+from evaluation.neighbourhoods import MIXING
 from evaluation.report_parts import Result, score_intervals
 
 
@@ -231,7 +232,7 @@ def _scores(results: Sequence[Result], seed: int) -> tuple[str, str, str]:
                     _said_number(row["n"]),
                 ]
             )
-            if pd.notna(value) and pd.notna(count) and value <= count:
+            if row["score"] not in MIXING and pd.notna(value) and pd.notna(count) and value <= count:
                 notes.append(f"{name}, {row['score']}: no better than the cell count alone")
             notes += [f"{name}, {row['score']}: {row[key]}" for key in ("reason", "notes") if _is_text(row.get(key))]
     if not rows:

@@ -226,6 +226,25 @@ def test_draws_are_uniform(k, total, first, pool):
     assert share == pytest.approx(first / total, abs=4 * np.sqrt(first / total / draws.size) + 1e-12)
 
 
+def test_what_groups_share_is_measured_once():
+    """Of each group only its own profiles are compared with all others, however many the controls are."""
+    asked = []
+
+    def measure(a, b):
+        asked.append(len(b))
+        return -np.abs(a - b).sum(axis=1)
+
+    meta, X = groups(130, 10, effect=0.5)
+    meta["control"] = np.where(meta.index < 100, meta.index, -1)
+    meta["label"] = np.where(meta.index < 100, -1, meta["label"])
+    by = ["label", "control"]
+    ap = average_precision(meta, X, by, [], [], by, distance=measure)
+    asked.clear()
+    got = mean_average_precision(ap, ["label"], 200, 0.05, 0)
+    assert len(got) == 10
+    assert sum(asked) <= 2 * 100 * 130 + 2 * 30 * 130
+
+
 def test_groups_larger_than_the_pool_have_a_p():
     meta, X = groups(90, 2, effect=0.3)
     ap = average_precision(meta, X, ["label"], [], [], ["label"])
