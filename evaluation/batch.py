@@ -194,7 +194,8 @@ def component_association(
             values = score[known] - (score[known].mean() if n else 0)
             groups, spread = len(counts), float((values**2).sum())
             r2 = p = np.nan
-            if 1 < groups < n and spread > 0:
+            # the scores of wells without a part in the component are rounding noise
+            if 1 < groups < n and spread > 1e-24 * float((score**2).sum()):
                 r2 = float((group_sums(values[:, None], own)[:, 0] ** 2 / counts).sum() / spread)
                 ratio = r2 / (groups - 1) / max((1 - r2) / (n - groups), 1e-300)
                 p = float(f_distribution.sf(ratio, groups - 1, n - groups))

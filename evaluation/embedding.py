@@ -35,13 +35,15 @@ def principal_components(X: npt.ArrayLike, k: int = 4) -> Components:
     Raises
     ------
     InputError
-        Fewer than three rows, or all are equal.
+        Fewer than three rows, all are equal, a value is not finite, or `k` is below 1.
 
     Notes
     -----
     A component points where its largest loading is positive, so that the same profiles are the same picture.
     """
     rows: Floats = np.asarray(X, dtype=np.float64)
+    if k < 1 or not np.isfinite(rows).all():
+        raise InputError(f"k={k}: expected 1 or more" if k < 1 else "a profile is not finite; leave it out or fill in")
     if len(rows) < 3:
         raise InputError(f"{len(rows)} profiles: components need at least 3")
     rows = rows - rows.mean(axis=0)
@@ -65,9 +67,11 @@ def neighbour_map(X: npt.ArrayLike, *, seed: int = 0) -> Floats:
     Raises
     ------
     InputError
-        umap-learn is not installed, or there are fewer than five rows.
+        umap-learn is not installed, a value is not finite, or there are fewer than five rows.
     """
     rows = np.asarray(X, dtype=np.float32)
+    if not np.isfinite(rows).all():
+        raise InputError("a profile is not finite; leave it out or fill in")
     if len(rows) < 5:
         raise InputError(f"{len(rows)} profiles: UMAP needs at least 5")
     try:

@@ -181,7 +181,7 @@ def lisi(similarity: Similarity, labels: npt.ArrayLike, *, perplexity: float = 3
     k = int(3 * perplexity)
     if perplexity < 1 or k >= len(codes):
         raise InputError(
-            f"perplexity={perplexity:g}: expected 1 or more, and less than a third of the {len(codes)} rows with a batch"
+            f"perplexity={perplexity:g}: expected 1 or more, and less than a third of the {len(codes)} rows"
         )
     near = _near(similarity.take(np.flatnonzero(known)), k)
     index[known] = _effective(near, codes, _shares(near, perplexity))
@@ -209,7 +209,7 @@ def mixing_scores(
     by : columns, or "well row" and "well column"; each is scored by itself
     metrics : names among "kbet", "lisi" and "component_association"
         "kbet": the share of wells that `mixing` rejects. "lisi": the median of `lisi`, of perplexity 30, or a third of
-        the other wells where those are fewer than 90. "component_association": the share of the variance of the first 10
+        the other wells where those are fewer. "component_association": the share of the variance of the first 10
         principal components that is between groups.
     features : list of names, or "infer"
     similarity : "cosine" or "pearson"

@@ -187,7 +187,7 @@ def multilabel_average_precision(
     labels = meta[multilabel_col].reset_index(drop=True)
     if bad := [i for i, cell in enumerate(labels) if isinstance(cell, str) or not np.iterable(cell)]:
         raise InputError(f"{multilabel_col}: row {bad[0]} is {labels[bad[0]]!r}; expected a list of labels, or []")
-    names = sorted({label for cell in labels for label in cell})
+    names = sorted({label for cell in labels for label in cell}, key=lambda label: (str(label), str(type(label))))
     holds = np.zeros((len(labels), len(names)), dtype=np.float32)
     place = {label: k for k, label in enumerate(names)}
     for i, cell in enumerate(labels):

@@ -141,7 +141,7 @@ def score(
     kept, selection = _select(profiles, labels, select, min_class_size)
     X = finite_features(kept, names)
     similar = SIMILARITIES[similarity](X)
-    order = _order(X, kept, [labels, *exclude_columns, *within])
+    order = _order(X, kept, [labels, *exclude_columns, *within, *([counts] if counts in kept else [])])
     kept, similar = kept.iloc[order].reset_index(drop=True), similar.take(order)
     codes = pd.factorize(kept[labels])[0].astype(np.int64)
     exclude = np.stack([_group(kept[c], missing=-1) for c in exclude_columns], axis=1) if exclude_columns else None

@@ -5,7 +5,24 @@ import pandas as pd
 import pytest
 
 from cytominer_tools.errors import InputError
-from evaluation import compare_runs, group_association, moa_accuracy, nested_search, score
+from evaluation import (
+    class_similarity,
+    cluster_table,
+    compare_runs,
+    edge_effect,
+    group_association,
+    largest_classes,
+    moa_accuracy,
+    multilabel_average_precision,
+    neighbour_map,
+    nested_search,
+    phenotype_strength,
+    principal_components,
+    score,
+    split_labels,
+    strongest,
+    wilcoxon,
+)
 from evaluation.scores import METRICS
 from evaluation.similarity import cosine
 
@@ -116,3 +133,34 @@ def test_nothing_matches_in_a_search():
     near = cosine(table()[FEATURES])
     got = nested_search({"a": near}, np.arange(40), np.arange(40), rng=np.random.default_rng(0))
     assert np.isnan(got.held_out)
+
+
+def test_what_was_taken_as_it_came():
+    """Input that gave a number that was wrong, a traceback, or a warning of numpy's."""
+    X = np.random.default_rng(0).normal(size=(10, 4))
+    lost = X.copy()
+    lost[3, 0] = np.nan
+    labels = np.arange(10) % 2
+    with pytest.raises(InputError, match="row 3 is not finite"):
+        cluster_table(lost, labels, labels)
+    with pytest.raises(InputError, match="profile 3 is not finite"):
+        phenotype_strength(lost, X)
+    with pytest.raises(InputError, match="control 3 is not finite"):
+        phenotype_strength(X, lost)
+    with pytest.raises(InputError, match="strength: 1 of 3 are missing"):
+        strongest([1.0, np.nan, 2.0], 2)
+    for function in (principal_components, neighbour_map):
+        with pytest.raises(InputError, match="a profile is not finite"):
+            function(lost)
+    with pytest.raises(InputError, match="k=0: expected 1 or more"):
+        principal_components(X, 0)
+    for function in (largest_classes, lambda codes: class_similarity(X, codes)):
+        with pytest.raises(InputError, match="labels: expected 10 integer codes"):
+            function(np.where(labels == 0, np.nan, 1.0))
+    with pytest.raises(InputError, match="wilcoxon: a value is infinite"):
+        wilcoxon([np.inf, 1.0], [np.inf, 2.0])
+    with pytest.raises(InputError, match="edge_effect: expected lists of one length"):
+        edge_effect(np.ones(3), ["a"] * 3, [True, False])
+    assert split_labels(pd.Series(["a||b", "|", " "])).tolist() == [["a", "b"], [], []]
+    meta = pd.DataFrame({"m": [["a"], ["a", 1], [1], ["b"], ["b"]]})
+    assert len(multilabel_average_precision(meta, X[:5], ["m"], [], [], ["m"], "m")) == 6

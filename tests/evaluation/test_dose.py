@@ -48,7 +48,7 @@ def test_fit_and_interval_are_scipys(bounded):
 
 def test_plateaus_stay_within_bounds():
     """On a bound the best curve is that of a search among curves that keep it."""
-    y = np.clip(logistic(DOSES, 1.0, 1.0, -0.4, 1.5), 0, 1) + 0.02 * np.random.default_rng(0).normal(size=9)
+    y = logistic(DOSES, 1.0, 1.0, -0.1, 1.1) + 0.02 * np.random.default_rng(0).normal(size=9)
     got = fit_dose_response(DOSES, y)
     assert (got.low, got.high) == (0, 1)
     two = fit_dose_response(DOSES, y, fixed=True)
@@ -57,15 +57,15 @@ def test_plateaus_stay_within_bounds():
 
 
 def test_few_curves_are_tried(monkeypatch):
-    """Plateaus follow from the middle and the slope, so that one descent a direction is enough."""
+    """Plateaus follow from the middle and the slope, which a grid finds, so that one descent is enough."""
     descents = []
     search = evaluation.dose.least_squares
     monkeypatch.setattr(
         evaluation.dose, "least_squares", lambda *a, **k: descents.append(search(*a, **k)) or descents[-1]
     )
     fit_dose_response(DOSES, logistic(DOSES, 1.0, 1.0, 0.1, 0.9) + 0.05 * np.random.default_rng(1).normal(size=9))
-    assert len(descents) == 2
-    assert sum(one.nfev for one in descents) < 100
+    assert len(descents) == 1
+    assert descents[0].nfev < 40
 
 
 def test_two_parameters():
