@@ -183,10 +183,10 @@ def component_association(
     names = feature_columns(profiles, features)
     codes = {name: group_codes(profiles, name) for name in by}
     X = finite_features(profiles, names)
-    scores = component_scores(X, components)
-    total = float(((X - X.mean(axis=0)) ** 2).sum())
+    scores = component_scores(X, len(X))
+    total = float((scores**2).sum())
     rows = []
-    for k, score in enumerate(scores.T):
+    for k, score in enumerate(scores.T[:components]):
         for name in by:
             known = codes[name] >= 0
             own = np.unique(codes[name][known], return_inverse=True)[1].reshape(-1)
@@ -216,6 +216,8 @@ def component_association(
 def component_scores(X: Floats, components: int) -> Floats:
     """The first principal components of the rows of `X`, shape (n, components), fewer where there are fewer.
 
+    In the unit of the largest value, so that no square is out of the range of numbers.
+
     Raises
     ------
     InputError
@@ -223,8 +225,9 @@ def component_scores(X: Floats, components: int) -> Floats:
     """
     if len(X) < 3:
         raise InputError(f"{len(X)} profiles: components need at least 3")
+    X = X / np.maximum(np.abs(X).max(initial=0), np.finfo(np.float64).tiny)
     left, sizes, _ = np.linalg.svd(X - X.mean(axis=0), full_matrices=False)
-    if not sizes[0] > 1e-12 * np.abs(X).max():
+    if not sizes.max(initial=0) > 1e-12:
         raise InputError("all profiles are equal, so they have no components")
     kept = sizes[:components] > 1e-12 * sizes[0]
     return np.asarray((left * sizes)[:, : int(kept.sum())])

@@ -194,6 +194,7 @@ def cluster_table(
         raise InputError(f"got {len(X)} profiles, {len(codes)} clusters and {len(treatments)} treatments; one a row")
     if not np.isfinite(X).all():
         raise InputError(f"row {int(np.flatnonzero(~np.isfinite(X).all(axis=1))[0])} is not finite; leave it out")
+    X = X / np.maximum(np.abs(X).max(axis=1, keepdims=True, initial=0), np.finfo(np.float64).tiny)
     unit = X / np.maximum(np.linalg.norm(X, axis=1, keepdims=True), np.finfo(np.float64).tiny)
     name = pd.factorize(pd.Series(list(treatments)))[0]
     replicates = np.bincount(name[name >= 0], minlength=1)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from cytominer_tools.columns import require_columns
+from cytominer_tools.columns import require_columns, require_values
 from cytominer_tools.errors import InputError
 from cytominer_tools.ledger import features_of
 from evaluation.curves import MatchRanks, enrichment_curve, hit_curve, match_ranks, precision_recall_curve
@@ -170,7 +170,7 @@ def _aligned(
     keyed: dict[str, pd.DataFrame] = {}
     known: dict[str, object] = {}
     for run, table in runs.items():
-        require_columns(table, key, run)
+        require_values(table, [*key, *([labels] if labels in table else [])], run)
         index = pd.Index(_texts(table, key))
         if twice := index[index.duplicated()].unique().tolist():
             what = twice[0].replace("\x1f", " ")
@@ -192,7 +192,10 @@ def _aligned(
     directed = np.ones(len(common), dtype=bool)
     for run, table in keyed.items():
         part = table.loc[common]
-        tables[run] = finite_features(part, _numbers(part, [*key, labels, *exclude])) if common else np.empty((0, 1))
+        names = _numbers(part, [*key, labels, *exclude])
+        if not names:
+            raise InputError(f"{run}: it has no features, that is columns of numbers without Metadata_")
+        tables[run] = finite_features(part, names) if common else np.empty((0, 1))
         directed &= np.ptp(tables[run], axis=1) > 0 if len(common) else True
     steps.append(("no profile of zeros in any run", int(directed.sum())))
     label = pd.Series([known[name] for name in common], dtype=object)
@@ -210,8 +213,11 @@ def _aligned(
 
 def _numbers(table: pd.DataFrame, known: list[str]) -> list[str]:
     """The features of a table: its columns of numbers without ``Metadata_`` that have no other role."""
+    features = set(features_of(table))
     return [
-        name for name in features_of(table) if name not in known and pd.api.types.is_numeric_dtype(table[name].dtype)
+        name
+        for name, dtype in zip(table.columns, table.dtypes, strict=True)
+        if name in features and name not in known and pd.api.types.is_numeric_dtype(dtype)
     ]
 
 

@@ -46,6 +46,8 @@ def principal_components(X: npt.ArrayLike, k: int = 4) -> Components:
         raise InputError(f"k={k}: expected 1 or more" if k < 1 else "a profile is not finite; leave it out or fill in")
     if len(rows) < 3:
         raise InputError(f"{len(rows)} profiles: components need at least 3")
+    unit = np.abs(rows).max(initial=0) or 1.0  # squares of very large or small numbers are no numbers
+    rows = rows / unit
     rows = rows - rows.mean(axis=0)
     total = float((rows**2).sum())
     if total == 0:
@@ -58,7 +60,7 @@ def principal_components(X: npt.ArrayLike, k: int = 4) -> Components:
     loadings = rows.T @ vectors if wide else vectors
     signs = np.sign(loadings[np.abs(loadings).argmax(axis=0), np.arange(len(sizes))])
     points = vectors * np.sqrt(sizes) if wide else rows @ vectors
-    return Components(points * signs, sizes / total)
+    return Components(points * signs * unit, sizes / total)
 
 
 def neighbour_map(X: npt.ArrayLike, *, seed: int = 0) -> Floats:

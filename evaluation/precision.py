@@ -18,7 +18,7 @@ from scipy.spatial.distance import cdist
 from scipy.special import digamma
 from scipy.stats import false_discovery_control
 
-from cytominer_tools.columns import require_columns
+from cytominer_tools.columns import require_columns, require_values
 from cytominer_tools.errors import InputError
 from evaluation.metrics import Codes
 from evaluation.nulls import Pairing, label_null, peer_null
@@ -394,7 +394,7 @@ def _prepared(
                 f"{min(both)!r} is in {kind}_sameby and in {kind}_diffby; no pair agrees and differs in it"
             )
     for place, names in columns.items():
-        require_columns(meta, names, place)
+        require_values(meta, names, place)
         if lost := [name for name in names if meta[name].isna().any()]:
             rows = int(meta[lost[0]].isna().sum())
             raise InputError(f"{place}: {lost[0]} is missing in {rows} of {len(meta)} rows; leave those out or fill in")

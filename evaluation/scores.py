@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from cytominer_tools.columns import COUNT, feature_columns, metadata_columns, require_columns
+from cytominer_tools.columns import COUNT, feature_columns, metadata_columns, require_values
 from cytominer_tools.errors import InputError
 from cytominer_tools.queries import select as select_rows
 from evaluation.baselines import Null, can_move, permuted_labels
@@ -125,9 +125,9 @@ def score(
     """
     exclude_columns = [exclude_same] if isinstance(exclude_same, str) else list(exclude_same)
     within = [] if permute_within is None else [permute_within]
-    require_columns(profiles, [labels], "labels")
-    require_columns(profiles, exclude_columns, "exclude_same")
-    require_columns(profiles, within, "permute_within")
+    require_values(profiles, [labels], "labels")
+    require_values(profiles, exclude_columns, "exclude_same")
+    require_values(profiles, within, "permute_within")
     if similarity not in SIMILARITIES:
         raise InputError(f"similarity {similarity!r} is not known; choose one of {', '.join(SIMILARITIES)}")
     if unknown := [name for name in metrics if name not in METRICS]:
@@ -286,6 +286,10 @@ def _order(X: Floats, table: pd.DataFrame, columns: Sequence[str]) -> Codes:
 def finite_features(table: pd.DataFrame, names: Sequence[str]) -> Floats:
     """The features as float64, shape (n, n_features), or an InputError that names the first bad one."""
     chosen = table[list(names)]
+    if not chosen.columns.is_unique:
+        raise InputError(
+            f"features: {chosen.columns[chosen.columns.duplicated()][0]} is there more than once; leave one"
+        )
     for name, dtype in chosen.dtypes.items():
         if not pd.api.types.is_numeric_dtype(dtype):
             raise InputError(f"{name}: expected a column of numbers, got {dtype}; leave it out of features")

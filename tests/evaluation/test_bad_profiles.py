@@ -6,9 +6,11 @@ import pytest
 
 from cytominer_tools.errors import InputError
 from evaluation import (
+    average_precision,
     class_similarity,
     cluster_table,
     compare_runs,
+    component_association,
     edge_effect,
     group_association,
     largest_classes,
@@ -164,3 +166,43 @@ def test_what_was_taken_as_it_came():
     assert split_labels(pd.Series(["a||b", "|", " "])).tolist() == [["a", "b"], [], []]
     meta = pd.DataFrame({"m": [["a"], ["a", 1], [1], ["b"], ["b"]]})
     assert len(multilabel_average_precision(meta, X[:5], ["m"], [], [], ["m"], "m")) == 6
+
+
+def test_columns_that_stand_twice_and_cells_that_are_lists():
+    profiles = table()
+    double = pd.concat([profiles, profiles[["Metadata_moa"]]], axis=1)
+    lists = profiles.assign(Metadata_moa=[["a"]] * 40)
+    rules = (["Metadata_moa"], [], [], ["Metadata_moa"])
+    for run in (
+        scored,
+        lambda t: compare_runs({"a": t}, key=["Metadata_id"], labels="Metadata_moa"),
+        lambda t: moa_accuracy(t, labels="Metadata_moa", compound="Metadata_id", features=FEATURES),
+        lambda t: average_precision(t, t[FEATURES], *rules),
+    ):
+        with pytest.raises(InputError, match="the table has 2 columns 'Metadata_moa'; leave one"):
+            run(double)
+        with pytest.raises(InputError, match=r"Metadata_moa holds \['a'\]; expected one value a row"):
+            run(lists)
+    again = pd.concat([profiles, profiles[["f0"]]], axis=1)
+    for run in (scored, lambda t: compare_runs({"a": t}, key=["Metadata_id"], labels="Metadata_moa")):
+        with pytest.raises(InputError, match="features: f0 is there more than once; leave one"):
+            run(again)
+
+
+def test_no_features_and_values_out_of_range():
+    bare = table().drop(columns=FEATURES)
+    with pytest.raises(InputError, match="a: it has no features"):
+        compare_runs({"a": bare}, key=["Metadata_id"], labels="Metadata_moa")
+    with pytest.raises(InputError, match="all profiles are equal"):
+        component_association(bare, ["Metadata_moa"], features=[])
+    plain = component_association(table(), ["Metadata_moa"], features=FEATURES)
+    X, clusters = table()[FEATURES].to_numpy(), np.arange(40) % 4
+    for scale in (1e300, 1e-300):
+        far = table().assign(**{name: table()[name] * scale for name in FEATURES})
+        got = component_association(far, ["Metadata_moa"], features=FEATURES)
+        pd.testing.assert_frame_equal(got, plain)
+        np.testing.assert_allclose(principal_components(X * scale).explained, principal_components(X).explained)
+        annotated = {"annotations": ["m", *[None] * 39]}
+        pd.testing.assert_frame_equal(
+            cluster_table(X * scale, clusters, clusters, **annotated), cluster_table(X, clusters, clusters, **annotated)
+        )
