@@ -90,7 +90,7 @@ def well_place(well: str) -> tuple[int, int]:
 
 
 def require_columns(table: pd.DataFrame, columns: Sequence[str], place: str) -> None:
-    """Raise one InputError that names every column of `columns` absent from `table`, or there twice, read at `place`."""
+    """Raise one InputError that names every column of `columns` absent from `table` or there twice, read at `place`."""
     if absent := [name for name in columns if name not in table.columns]:
         have = ", ".join(map(str, table.columns[:12])) + (", ..." if table.shape[1] > 12 else "")
         raise InputError(f"{place}: no column {', '.join(map(repr, absent))}; it has {have}")

@@ -92,8 +92,8 @@ def group_association(
     rows = []
     for name in by:
         a, b, c, d = counts[name].tolist()
-        near = np.concatenate(nearest[name], axis=1)
-        share, expected = near[:, ~np.isnan(near[0])].mean(axis=1) if (codes[name] >= 0).any() else (np.nan, np.nan)
+        rates = np.concatenate(nearest[name], axis=1)
+        share, expected = rates[:, ~np.isnan(rates[0])].mean(axis=1) if (codes[name] >= 0).any() else (np.nan, np.nan)
         defined = a + c > 0 and b + d > 0 and a + b > 0
         reason = (
             ""

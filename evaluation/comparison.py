@@ -16,7 +16,7 @@ from cytominer_tools.errors import InputError
 from cytominer_tools.ledger import features_of
 from evaluation.curves import MatchRanks, enrichment_curve, hit_curve, match_ranks, precision_recall_curve
 from evaluation.figures import GREY, INK, STYLE
-from evaluation.metrics import Codes, Neighbours, TopPairs, sweep
+from evaluation.metrics import Codes, Neighbours, TopPairs, sweep, text_codes
 from evaluation.scores import SIMILARITIES, finite_features
 from evaluation.similarity import Floats, Similarity
 from evaluation.standing import average_precisions
@@ -124,8 +124,7 @@ def compare_runs(
     if not 0 < level < 1 or draws < 1:
         raise InputError(f"level={level}, draws={draws}: expected a share such as 0.95, and 1 or more")
     tables, meta, selection = _aligned(runs, list(key), labels, list(exclude_same))
-    codes, names = pd.factorize(meta[labels])
-    codes = codes.astype(np.int64)
+    codes, names = text_codes(meta[labels])
     exclude = np.empty((len(meta), 0), dtype=np.int64)
     if exclude_same:
         exclude = np.stack([pd.factorize(meta[name])[0].astype(np.int64) for name in exclude_same], axis=1)

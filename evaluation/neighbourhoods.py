@@ -46,7 +46,7 @@ class _Near:
         """The weight of each label around each row, shape (n, n_labels)."""
         groups = int(labels.max()) + 1
         found = np.bincount(self.row * groups + labels[self.neighbour], weight, minlength=self.n * groups)
-        return found.reshape(self.n, groups)
+        return np.asarray(found, dtype=np.float64).reshape(self.n, groups)
 
 
 class _Nearest:

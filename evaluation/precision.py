@@ -20,7 +20,7 @@ from scipy.stats import false_discovery_control
 
 from cytominer_tools.columns import require_columns, require_values
 from cytominer_tools.errors import InputError
-from evaluation.metrics import Codes
+from evaluation.metrics import Codes, text_codes
 from evaluation.nulls import Pairing, label_null, peer_null
 from evaluation.similarity import Floats, Floats32, Similarity, Some, Tiled, cosine, pearson
 
@@ -145,7 +145,9 @@ def average_precision(
     meta["n_total_pairs"] = n_positive + n_negative
     meta["average_precision"] = scores
     meta["normalized_average_precision"] = normalized_ap(scores, n_positive, n_positive + n_negative)
-    place = np.argsort(np.argsort(digests(feats), kind="stable"), kind="stable").astype(np.int64)
+    # equal profiles in the order of what the rules know of them: those that still tie are interchangeable
+    known = [rules.pos_same, rules.neg_same, *rules.pos_diff.T, *rules.neg_diff.T]
+    place = np.argsort(np.lexsort([*known, digests(feats)])).astype(np.int64)
     meta.attrs["average_precision"] = Pairing(settings, similarity, rules, place, scores, tied)
     return meta
 
@@ -401,7 +403,7 @@ def _prepared(
     if len(meta) != len(feats):  # type: ignore[arg-type]
         raise InputError(f"meta has {len(meta)} rows and feats has {len(feats)}; expected a row of each for a profile")  # type: ignore[arg-type]
     kept = meta.reset_index(drop=True).copy()
-    code = {name: pd.factorize(kept[name])[0].astype(np.int64) for names in columns.values() for name in names}
+    code = {name: text_codes(kept[name])[0] for names in columns.values() for name in names}
 
     def together(names: list[str]) -> Codes:
         if not names or not len(kept):

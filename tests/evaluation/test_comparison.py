@@ -34,6 +34,12 @@ def test_scores_are_those_of_the_metrics():
     assert (got["n"], got["n_classes"], got["features"]) == (80, 16, 20)
 
 
+def test_draws_do_not_depend_on_the_order_of_rows():
+    table = run(0.5)
+    moved = table.iloc[np.random.default_rng(1).permutation(80)]
+    pd.testing.assert_frame_equal(compare({"one": moved}).table, compare({"one": table}).table, rtol=1e-12)
+
+
 def test_pairs_of_redrawn_classes_are_counted_as_copies():
     """A draw of classes scores like the table in which each drawn class stands as often, under a name of its own."""
     rng = np.random.default_rng(0)

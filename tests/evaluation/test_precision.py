@@ -172,6 +172,19 @@ def test_p_depends_neither_on_order_nor_on_other_groups():
     pd.testing.assert_series_equal(p[:4], some)
 
 
+@pytest.mark.parametrize("rules", [(["label"], ["plate"], [], ["label"]), (["label"], [], ["plate"], ["label"])])
+def test_p_does_not_depend_on_the_order_of_equal_profiles(rules):
+    meta, X = groups(60, 6, effect=0.5)
+    X[20:30] = X[20]
+    meta["label"], meta["plate"] = "l" + meta["label"].astype(str), "p" + meta["plate"].astype(str)
+    order = np.random.default_rng(2).permutation(60)
+    p, moved = (
+        mean_average_precision(average_precision(table, Y, *rules), ["label"], 200, 0.05, 0).set_index("label")
+        for table, Y in ((meta, X), (meta.iloc[order], X[order]))
+    )
+    pd.testing.assert_series_equal(moved["p_value"], p["p_value"])
+
+
 def test_small_groups_are_enumerated():
     rng = np.random.default_rng(0)
     X = np.concatenate([rng.normal(size=(3, 40)) * 0.1 + 1, rng.normal(size=(9, 40))])
