@@ -77,6 +77,8 @@ def neighbour_map(X: npt.ArrayLike, *, seed: int = 0) -> Floats:
     if len(rows) < 5:
         raise InputError(f"{len(rows)} profiles: UMAP needs at least 5")
     try:
+        # takes seconds: umap imports TensorFlow where that is installed, for a class that is not used here; it has no
+        # switch for it, and to hide a module from one import hides it from other threads too
         from umap import UMAP
     except ImportError as error:
         raise InputError("UMAP: install the extra umap, `pip install 'deepprofile[umap]'`") from error

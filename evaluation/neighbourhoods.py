@@ -323,7 +323,8 @@ def _fold_values(metric: str, fold: _Fold) -> Floats:
         scores = component_scores(fold.points, _COMPONENTS)
         total = float((scores**2).sum())
         between = [(group_sums(scores, labels) ** 2 / sizes[:, None]).sum() for labels in fold.labellings]
-        return np.repeat(np.array(between)[:, None] / total, n, axis=1)
+        # rounded: nothing between groups is 0, not 1e-32
+        return np.repeat(np.round(np.array(between)[:, None] / total, 14), n, axis=1)
     if metric == KBET:
         k = _kbet_places(n, len(sizes))
         if k >= n:
