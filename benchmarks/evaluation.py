@@ -1,6 +1,6 @@
 """How much faster the scores are than cytominer-eval's and copairs', and how much memory 50,000 profiles take.
 
-    python benchmarks/evaluation.py [--peer PYTHON] [--wells 8818] [--memory]
+    python benchmarks/evaluation.py [--peer PYTHON] [--wells 8818] [--activity] [--memory]
 
 Profiles are random with a weak class effect: 1,144 x 1280 float32, 235 classes, the first 24 rows controls. Both sides
 get the same numbers in the same run and the best of three times counts (the peers, which take seconds, once). copairs
