@@ -1,13 +1,14 @@
 """How much faster the scores are than cytominer-eval's and copairs', and how much memory 50,000 profiles take.
 
-    python benchmarks/evaluation.py [--peer PYTHON] [--wells 8818] [--memory]
+    python benchmarks/evaluation.py [--peer PYTHON] [--wells 8818] [--activity] [--memory]
 
 Profiles are random with a weak class effect: 1,144 x 1280 float32, 235 classes, the first 24 rows controls. Both sides
 get the same numbers in the same run and the best of three times counts (the peers, which take seconds, once). copairs
 runs in this process; `--peer` names a Python of cytominer-eval's git version, which needs pandas 1.5, and its
 process does the timing. `--wells` adds the average precision of as many profiles, 8 a treatment, which takes copairs
-minutes and gigabytes. `--memory` adds 50,000 x 512, or so many. The share of the matrix rate is what one product of the
-same profiles with themselves, in float64 and by the same BLAS, takes of the whole.
+minutes and gigabytes. `--activity` adds the p of treatments against controls, and curves. `--memory` adds 50,000 x 512,
+or so many. The share of the matrix rate is what one product of the same profiles with themselves, in float64 and by the
+same BLAS, takes of the whole.
 """
 
 import argparse
@@ -31,6 +32,7 @@ from evaluation import (  # noqa: E402
     cosine,
     enrichment_curve,
     evaluate,
+    fit_dose_response,
     match_ranks,
     mean_average_precision,
     precision_at_r,
@@ -151,6 +153,22 @@ def precision(n: int, label: np.ndarray, wanted: int) -> None:
     )
 
 
+def activity(treatments: int) -> None:
+    """Seconds of the p of treatments of five wells against 3,264 controls, and of curves through eight doses."""
+    label = np.concatenate([np.repeat(np.arange(treatments), 5), np.full(3264, treatments)])
+    X = profiles(len(label), 512, label)
+    rows = np.where(label == treatments, np.arange(len(label)), -1)
+    by = ["label", "row"]
+    found = average_precision(pd.DataFrame({"label": label, "row": rows}), X, by, [], [], by)
+    some = found[found["label"] < treatments]
+    p = best(lambda: mean_average_precision(some, ["label"], 10_000, 0.05, 0), 1)
+    rng, doses = np.random.default_rng(0), np.repeat(np.geomspace(0.01, 100, 8), 3)
+    curves = [1 / (1 + 10 ** rng.uniform(-1, 1) / doses) + 0.05 * rng.normal(size=24) for _ in range(100)]
+    fits = best(lambda: [fit_dose_response(doses, y, bounds=None) for y in curves], 1) / len(curves)
+    print(f"\n| p of {treatments:,} treatments against 3,264 controls, s | of one, ms | a curve, ms |\n|---|---|---|")
+    print(f"| {p:.1f} | {1000 * p / treatments:.0f} | {1000 * fits:.1f} |", flush=True)
+
+
 def memory(n: int) -> None:
     label = np.arange(n) % (n // 10)
     X = profiles(n, 512, label)
@@ -174,6 +192,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", type=Path, help="a Python with pandas 1.5 and cytominer-eval (on PyPI: 0.1)")
     parser.add_argument("--wells", type=int, help="also the average precision of so many, such as 8818")
+    parser.add_argument("--activity", type=int, nargs="?", const=1143, help="also p of so many, by default 1,143")
     parser.add_argument("--memory", type=int, nargs="?", const=50_000, help="also so many x 512, by default 50,000")
     arguments = parser.parse_args()
     operations(arguments.peer)
@@ -182,6 +201,8 @@ def main() -> None:
     precision(1144, np.arange(1144) % 235, 30)
     if arguments.wells:
         precision(arguments.wells, np.arange(arguments.wells) // 8, 50)
+    if arguments.activity:
+        activity(arguments.activity)
     if arguments.memory:
         head = f"{arguments.memory:,} x 512 | seconds | peak of the process so far, GiB | rise of that peak, GiB"
         print(f"\n| {head} |\n|---|---|---|---|")

@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
 import pandas as pd
 
 from cytominer_tools.errors import InputError
@@ -89,7 +90,19 @@ def well_place(well: str) -> tuple[int, int]:
 
 
 def require_columns(table: pd.DataFrame, columns: Sequence[str], place: str) -> None:
-    """Raise one InputError that names every column of `columns` absent from `table`, read at `place`."""
+    """Raise one InputError that names every column of `columns` absent from `table` or there twice, read at `place`."""
     if absent := [name for name in columns if name not in table.columns]:
         have = ", ".join(map(str, table.columns[:12])) + (", ..." if table.shape[1] > 12 else "")
         raise InputError(f"{place}: no column {', '.join(map(repr, absent))}; it has {have}")
+    if twice := [name for name in columns if isinstance(table[name], pd.DataFrame)]:
+        raise InputError(f"{place}: the table has {table[twice[0]].shape[1]} columns {twice[0]!r}; leave one")
+
+
+def require_values(table: pd.DataFrame, columns: Sequence[str], place: str) -> None:
+    """As `require_columns`, and no cell is a list: such cells are not equal or unequal as a whole."""
+    require_columns(table, columns, place)
+    for name in columns:
+        if table[name].dtype == object:
+            for cell in table[name]:
+                if isinstance(cell, list | set | dict | np.ndarray):
+                    raise InputError(f"{place}: {name} holds {cell!r}; expected one value a row")

@@ -27,6 +27,7 @@ from deepprofile.scoring import across_columns, across_words, batch_scores, scor
 from deepprofile.steps import Roles, run_steps, treatment_profiles
 from deepprofile.study import Study
 from deepprofile.work import Done
+from evaluation.neighbourhoods import MIXING
 
 WELLS, NORMALIZED, SELECTED, CONSENSUS = "wells.parquet", "normalized.parquet", "selected.parquet", "consensus.parquet"
 
@@ -263,13 +264,15 @@ def score_profiles(study: Study) -> Done:
         scores = [_score_level(study, twin, level, across[level.name], folder) for level in levels]
         table = _stacked(levels, [found.table for found in scores])
         write_table(_stacked(levels, [found.selection for found in scores]), folder / "selection.csv")
-        batches = batch_scores(study, read_table(study.profiles_folder / WELLS))
+        batches, mixed = batch_scores(study, read_table(study.profiles_folder / WELLS))
         if batches is not None:
             write_table(batches, folder / "batch.csv")
+        if mixed is not None:
+            table = pd.concat([table, mixed], ignore_index=True)
         if study.scores.strongest is not None:
             write_strong(study, wells, treatments, folder / "strong.csv")
         (folder / "scores.json").write_text(table.to_json(orient="records", indent=1) + "\n", "utf-8")
-        named = table[["profiles", "labels", "across"]].astype(str).to_numpy().tolist()
+        named = table[["profiles", "labels", "across"]].fillna("").astype(str).to_numpy().tolist()
         names = [f"{level}, {label.removeprefix(METADATA)}{across_words(columns)}" for level, label, columns in named]
         _save(score_figure(table, names=names), folder / "scores.png")
         write_table(table, folder / "scores.csv")
@@ -340,7 +343,7 @@ def _score(study: Study, profiles: pd.DataFrame, level: _Level, across: str | No
         profiles,
         labels=str(level.label),
         features=features_of(profiles),
-        metrics=chosen.metrics,
+        metrics=[name for name in chosen.metrics if name not in MIXING],
         exclude_same=[*level.exclude, *([across] if across else [])],
         select=scored_rows(study),
         min_class_size=chosen.min_class_size,
@@ -436,7 +439,7 @@ def score_lines(study: Study) -> list[str]:
     for row in table.to_dict("records"):
         name = f"{row['profiles']} by {row['labels'].removeprefix(METADATA)}{across_words(row.get('across'))}"
         rows.append([name, row["score"], *(_number(row[c]) for c in columns), f"{row['n']:,}"])
-        if row["value"] <= row.get("cell_count", np.nan):
+        if row["score"] not in MIXING and row["value"] <= row.get("cell_count", np.nan):
             notes.append(f"{name}, {row['score']}: no better than the cell count alone")
         notes += [
             f"{name}, {row['score']}: {row[c]}" for c in ("reason", "notes") if isinstance(row[c], str) and row[c]

@@ -1,12 +1,14 @@
 """What the section `scores` asks for: which profiles are compared, control wells by batch, and strong treatments."""
 
 import warnings
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from cytominer_tools.columns import METADATA, PLATE, WELL
+from cytominer_tools.columns import COUNT, METADATA, PLATE, WELL
 from cytominer_tools.errors import InputError, ProfileWarning
 from cytominer_tools.ledger import features_of
 from cytominer_tools.queries import select
@@ -14,6 +16,7 @@ from deepprofile.platemaps import PLATE_MAP
 from deepprofile.steps import Roles, run_steps
 from deepprofile.study import Study
 from evaluation.batch import WELL_COLUMN, WELL_ROW, group_association
+from evaluation.neighbourhoods import MIXING, SETTINGS, mixing_scores
 from evaluation.subsets import phenotype_strength, strongest, write_treatments
 
 _FOLDS = 5
@@ -74,7 +77,7 @@ class _Unseen(Roles):
         return f"{_HELD} == 0" + ("" if learned == "all" else f" and ({learned})")
 
 
-def batch_scores(study: Study, wells: pd.DataFrame) -> pd.DataFrame | None:
+def batch_scores(study: Study, wells: pd.DataFrame) -> tuple[pd.DataFrame | None, pd.DataFrame | None]:
     """The control wells of `wells` by plate, batch, row, column and position, as they are and normalized.
 
     Normalized ones are corrected by a fit of the study's recipe that has not seen them: a fit makes the very wells that
@@ -90,22 +93,34 @@ def batch_scores(study: Study, wells: pd.DataFrame) -> pd.DataFrame | None:
 
     Returns
     -------
-    DataFrame, a row a state and group
+    association : DataFrame, a row a state and group
         profiles ("wells" or "normalized, held out") and the columns of `evaluation.group_association`; None without
         controls.
+    mixing : DataFrame, a row a state, group and metric
+        profiles ("controls before" or "controls") and the columns of `evaluation.mixing_scores`; None where
+        `scores.metrics` names none of its metrics.
+
+    Raises
+    ------
+    InputError
+        `scores.metrics` names one, and there are no controls.
     """
+    metrics = [name for name in study.scores.metrics if name in MIXING]
     control = None if study.controls is None else select(wells, study.controls)
     if control is None or not control.any():
-        return None
+        if metrics:
+            raise InputError(f"scores.metrics: {metrics[0]} is of control wells; say which, in controls of study.yaml")
+        return None, None
     places = np.flatnonzero(control)
     roles = _Unseen(study.controls, study.profiles.fit, study.columns.batch, study.root)
     steps = [*study.recipe.of_wells, *study.recipe.selection]
     by = [name for name in (PLATE, study.columns.batch) if name is not None and name in wells]
     by = [name for name in by if wells.loc[control, name].nunique() > 1] + [WELL_ROW, WELL_COLUMN, WELL]
 
-    def held_out(part: np.ndarray) -> np.ndarray:
+    @cache
+    def corrected(part: tuple[int, ...]) -> np.ndarray:
         held = np.zeros(len(wells), dtype=np.int64)
-        held[places[part]] = 1
+        held[places[list(part)]] = 1
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ProfileWarning)  # that controls are few is said of the whole fit
             made = run_steps(wells.assign(**{_HELD: held}), steps, roles)
@@ -114,23 +129,31 @@ def batch_scores(study: Study, wells: pd.DataFrame) -> pd.DataFrame | None:
         made = made[held == 1]  # `part` goes up, as the rows do
         return made[features_of(made)].to_numpy(dtype=np.float64)
 
-    chosen = wells[control]
-    tables = []
-    for name, function in (("wells", None), ("normalized, held out", held_out)):
+    def held_out(part: np.ndarray) -> np.ndarray:
+        return corrected(tuple(part.tolist()))
+
+    chosen, count = wells[control], int(control.sum())
+    tables, mixed = [], []
+    for name, level, function in (("wells", "controls before", None), ("normalized, held out", "controls", held_out)):
+        shared: dict[str, Any] = {"features": features_of(wells), "held_out": function, "seed": study.seed}
+        shared["folds"] = min(_FOLDS, count // 3)
         try:
-            found = group_association(
-                chosen,
-                by,
-                features=features_of(wells),
-                held_out=function,
-                folds=min(_FOLDS, len(chosen) // 3),
-                seed=study.seed,
-            )
+            found = group_association(chosen, by, **shared)
         except InputError as error:
-            found = pd.DataFrame({"by": by, "n": len(chosen), "reason": str(error).splitlines()[0]})
+            found = pd.DataFrame({"by": by, "n": count, "reason": str(error).splitlines()[0]})
         found.insert(0, "profiles", name)
         tables.append(found)
-    return pd.concat(tables, ignore_index=True)
+        if metrics:
+            shuffles = study.scores.permutations if "permutation" in study.scores.baselines else 0
+            baseline = COUNT if "cell_count" in study.scores.baselines else None
+            try:
+                scores = mixing_scores(chosen, by, metrics=metrics, permutations=shuffles, counts=baseline, **shared)
+            except InputError as error:
+                rows = [{"score": one, "labels": label, "setting": SETTINGS[one]} for label in by for one in metrics]
+                scores = pd.DataFrame(rows).assign(similarity="cosine", n=count, reason=str(error).splitlines()[0])
+            scores.insert(0, "profiles", level)
+            mixed.append(scores)
+    return pd.concat(tables, ignore_index=True), pd.concat(mixed, ignore_index=True) if mixed else None
 
 
 def write_strong(study: Study, wells: pd.DataFrame, treatments: pd.DataFrame, path: Path) -> None:

@@ -44,6 +44,9 @@ Metric = Literal[
     "precision_at_10",
     "recall_at_5",
     "recall_at_10",
+    "kbet",  # the last three: of control wells by plate, batch and position
+    "lisi",
+    "component_association",
 ]
 
 

@@ -1,6 +1,5 @@
 from .batch import component_association as component_association
 from .batch import group_association as group_association
-from .batch import mixing as mixing
 from .clusters import class_similarity as class_similarity
 from .clusters import cluster as cluster
 from .clusters import cluster_enrichment as cluster_enrichment
@@ -31,6 +30,9 @@ from .metrics import enrichment as enrichment
 from .metrics import precision_at_r as precision_at_r
 from .nearest import moa_accuracy as moa_accuracy
 from .nearest import nearest_class as nearest_class
+from .neighbourhoods import lisi as lisi
+from .neighbourhoods import mixing as mixing
+from .neighbourhoods import mixing_scores as mixing_scores
 from .neighbours import class_calls as class_calls
 from .neighbours import nearest_profiles as nearest_profiles
 from .neighbours import target_ranks as target_ranks

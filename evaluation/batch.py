@@ -6,16 +6,15 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy.stats import chi2
 from scipy.stats import f as f_distribution
 
 from cytominer_tools.columns import WELL, feature_columns, require_columns, well_name
 from cytominer_tools.errors import InputError
 from evaluation.curves import enrichment_curve
-from evaluation.metrics import Codes, exclude_codes, label_codes, sweep
+from evaluation.metrics import Codes
 from evaluation.nearest import nearest_class
 from evaluation.scores import SIMILARITIES, finite_features
-from evaluation.similarity import Floats, Floats32, Similarity
+from evaluation.similarity import Floats
 
 HeldOut = Callable[[Codes], Floats]
 WELL_ROW, WELL_COLUMN = "well row", "well column"
@@ -69,16 +68,12 @@ def group_association(
     names = feature_columns(controls, features)
     if similarity not in SIMILARITIES:
         raise InputError(f"similarity {similarity!r} is not known; choose one of {', '.join(SIMILARITIES)}")
-    codes = {name: _position(controls, name) for name in by}
+    codes = {name: group_codes(controls, name) for name in by}
     X = finite_features(controls, names)
     n = len(X)
     if not n:
         raise InputError("there are no controls; check the query that selects them")
-    parts = [np.arange(n)]
-    if held_out is not None:
-        if not 2 <= folds <= n // 3:
-            raise InputError(f"folds={folds}: expected 2 to {n // 3}, for at least 3 of {n} wells in each")
-        parts = [np.sort(part) for part in np.array_split(np.random.default_rng(seed).permutation(n), folds)]
+    parts = [np.arange(n)] if held_out is None else split(n, folds, seed)
     counts = {name: np.zeros(4, dtype=np.int64) for name in by}
     nearest: dict[str, list[npt.NDArray[np.float64]]] = {name: [] for name in by}
     for part in parts:
@@ -97,13 +92,16 @@ def group_association(
     rows = []
     for name in by:
         a, b, c, d = counts[name].tolist()
-        share, expected = np.nanmean(np.concatenate(nearest[name], axis=1), axis=1)
+        rates = np.concatenate(nearest[name], axis=1)
+        share, expected = rates[:, ~np.isnan(rates[0])].mean(axis=1) if (codes[name] >= 0).any() else (np.nan, np.nan)
         defined = a + c > 0 and b + d > 0 and a + b > 0
         reason = (
             ""
             if defined
             else (
-                "no two wells share one"
+                "no well has one"
+                if not (codes[name] >= 0).any()
+                else "no two wells share one"
                 if not a + c
                 else "all wells share one"
                 if not b + d
@@ -133,7 +131,21 @@ def group_association(
     return pd.DataFrame(rows)
 
 
-def _position(table: pd.DataFrame, name: str) -> Codes:
+def split(n: int, folds: int, seed: int) -> list[Codes]:
+    """Places of n wells in folds that each are held out once, rising.
+
+    Raises
+    ------
+    InputError
+        Folds are fewer than 2 or more than a third of the wells.
+    """
+    if not 2 <= folds <= n // 3:
+        raise InputError(f"folds={folds}: expected 2 to {n // 3}, for at least 3 of {n} wells in each")
+    return [np.sort(part) for part in np.array_split(np.random.default_rng(seed).permutation(n), folds)]
+
+
+def group_codes(table: pd.DataFrame, name: str) -> Codes:
+    """The groups of a column, or of the rows or columns of wells, as codes; -1 where there is none."""
     if name in (WELL_ROW, WELL_COLUMN):
         require_columns(table, [WELL], name)
         wells = table[WELL].map(well_name)
@@ -169,36 +181,31 @@ def component_association(
         wells as independent), n; NaN where there is one group, or one row in each.
     """
     names = feature_columns(profiles, features)
-    codes = {name: _position(profiles, name) for name in by}
+    codes = {name: group_codes(profiles, name) for name in by}
     X = finite_features(profiles, names)
-    if len(X) < 3:
-        raise InputError(f"{len(X)} profiles: components need at least 3")
-    X = X - X.mean(axis=0)
-    left, sizes, _ = np.linalg.svd(X, full_matrices=False)
-    total = float((sizes**2).sum())
-    if total == 0:
-        raise InputError("all profiles are equal, so they have no components")
+    scores = component_scores(X, len(X))
+    total = float((scores**2).sum())
     rows = []
-    for k in range(min(components, int((sizes > 1e-12 * sizes[0]).sum()))):
-        score = left[:, k] * sizes[k]
+    for k, score in enumerate(scores.T[:components]):
         for name in by:
             known = codes[name] >= 0
-            values = score[known] - score[known].mean()
-            sums = np.bincount(codes[name][known], values)
-            counts = np.bincount(codes[name][known])
-            groups, n = int((counts > 0).sum()), int(known.sum())
+            own = np.unique(codes[name][known], return_inverse=True)[1].reshape(-1)
+            counts, n = np.bincount(own), int(known.sum())
+            values = score[known] - (score[known].mean() if n else 0)
+            groups, spread = len(counts), float((values**2).sum())
             r2 = p = np.nan
-            if 1 < groups < n:
-                r2 = float((sums**2 / np.maximum(counts, 1)).sum() / (values**2).sum())
+            # the scores of wells without a part in the component are rounding noise
+            if 1 < groups < n and spread > 1e-24 * float((score**2).sum()):
+                r2 = float((group_sums(values[:, None], own)[:, 0] ** 2 / counts).sum() / spread)
                 ratio = r2 / (groups - 1) / max((1 - r2) / (n - groups), 1e-300)
                 p = float(f_distribution.sf(ratio, groups - 1, n - groups))
             rows.append(
                 {
                     "component": k + 1,
-                    "explained": float(sizes[k] ** 2 / total),
+                    "explained": float((score**2).sum() / total),
                     "by": name,
                     "r2": r2,
-                    "expected_r2": (groups - 1) / (n - 1) if n > 1 else np.nan,
+                    "expected_r2": (groups - 1) / (n - 1) if n > 1 and groups else np.nan,
                     "p": p,
                     "n": n,
                 }
@@ -206,60 +213,28 @@ def component_association(
     return pd.DataFrame(rows)
 
 
-class _Mixing:
-    def __init__(self, labels: Codes, k: int):
-        self.labels, self.k, self.p = labels, k, np.full(len(labels), np.nan)
-        known = labels >= 0
-        self.share = np.bincount(labels[known]) / known.sum()
+def component_scores(X: Floats, components: int) -> Floats:
+    """The first principal components of the rows of `X`, shape (n, components), fewer where there are fewer.
 
-    def add(self, start: int, block: Floats32) -> None:
-        block[:, self.labels < 0] = -np.inf
-        near = np.argpartition(block, block.shape[1] - self.k, axis=1)[:, block.shape[1] - self.k :]
-        for row, columns in enumerate(near):
-            if self.labels[start + row] < 0:
-                continue
-            seen = np.bincount(self.labels[columns], minlength=len(self.share))
-            expected = self.share * self.k
-            self.p[start + row] = chi2.sf(((seen - expected) ** 2 / expected).sum(), len(self.share) - 1)
-
-
-def mixing(similarity: Similarity, labels: npt.ArrayLike, *, k: int | None = None) -> tuple[float, Floats]:
-    """kBET: the share of rows whose k nearest ones hold batches in other proportions than all rows do, at p < 0.05.
-
-    Parameters
-    ----------
-    similarity : Similarity of n rows
-    labels : int array, shape (n,)
-        Batches; a row without one (negative) is left out.
-    k : int, optional
-        By default a quarter of the mean size of a batch, and at least 10.
-
-    Returns
-    -------
-    rejected : float
-        About 0.05 where batches are mixed, 1 where they lie apart; NaN with one batch.
-    p : float array, shape (n,)
+    In the unit of the largest value, so that no square is out of the range of numbers.
 
     Raises
     ------
     InputError
-        `k` is not below the number of rows.
-
-    References
-    ----------
-    Büttner et al. 2019, doi:10.1038/s41592-018-0254-1.
+        Fewer than three rows, or all are equal.
     """
-    labels = label_codes(labels, similarity.n)
-    known = labels >= 0
-    codes = np.full(len(labels), -1, dtype=np.int64)
-    codes[known] = np.unique(labels[known], return_inverse=True)[1].reshape(-1)
-    groups = int(codes.max(initial=-1)) + 1
-    if groups < 2:
-        return np.nan, np.full(len(labels), np.nan)
-    size = int(known.sum())
-    k = max(10, round(size / groups / 4)) if k is None else k
-    if not 1 <= k < size:
-        raise InputError(f"k={k}: expected fewer neighbours than the {size} rows with a batch")
-    consumer = _Mixing(codes, k)
-    sweep(similarity, exclude_codes(None, similarity.n), [consumer])
-    return float((consumer.p[known] < 0.05).mean()), consumer.p
+    if len(X) < 3:
+        raise InputError(f"{len(X)} profiles: components need at least 3")
+    X = X / np.maximum(np.abs(X).max(initial=0), np.finfo(np.float64).tiny)
+    left, sizes, _ = np.linalg.svd(X - X.mean(axis=0), full_matrices=False)
+    if not sizes.max(initial=0) > 1e-12:
+        raise InputError("all profiles are equal, so they have no components")
+    kept = sizes[:components] > 1e-12 * sizes[0]
+    return np.asarray((left * sizes)[:, : int(kept.sum())])
+
+
+def group_sums(values: Floats, groups: Codes) -> Floats:
+    """Sums of rows by group, shape (n_groups, n_columns)."""
+    found = np.zeros((int(groups.max()) + 1, values.shape[1]))
+    np.add.at(found, groups, values)
+    return found

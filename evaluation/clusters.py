@@ -11,7 +11,7 @@ from scipy.spatial.distance import squareform
 from scipy.stats import false_discovery_control, hypergeom
 
 from cytominer_tools.errors import InputError
-from evaluation.metrics import Codes
+from evaluation.metrics import Codes, label_codes
 from evaluation.similarity import Floats, cosine
 
 CUT = 1 - np.cos(np.pi / 3)  # rows within 60 degrees
@@ -147,10 +147,8 @@ def class_similarity(X: npt.ArrayLike, labels: npt.ArrayLike, *, own: bool = Fal
     float array, shape (n, n_classes)
         NaN where a class has no (other) row.
     """
-    codes = np.asarray(labels, dtype=np.int64)
     near = cosine(X)
-    if codes.shape != (near.n,):
-        raise InputError(f"labels: expected {near.n} codes, one a row; got shape {codes.shape}")
+    codes = label_codes(labels, near.n)
     found = np.full((near.n, int(codes.max(initial=-1)) + 1), -np.inf)
     for start in range(0, near.n, 1024):
         block = near.rows(start, min(start + 1024, near.n)).astype(np.float64)
@@ -194,6 +192,9 @@ def cluster_table(
     codes, X = np.asarray(clusters, dtype=np.int64), np.asarray(X, dtype=np.float64)
     if not len(codes) == len(X) == len(treatments):
         raise InputError(f"got {len(X)} profiles, {len(codes)} clusters and {len(treatments)} treatments; one a row")
+    if not np.isfinite(X).all():
+        raise InputError(f"row {int(np.flatnonzero(~np.isfinite(X).all(axis=1))[0])} is not finite; leave it out")
+    X = X / np.maximum(np.abs(X).max(axis=1, keepdims=True, initial=0), np.finfo(np.float64).tiny)
     unit = X / np.maximum(np.linalg.norm(X, axis=1, keepdims=True), np.finfo(np.float64).tiny)
     name = pd.factorize(pd.Series(list(treatments)))[0]
     replicates = np.bincount(name[name >= 0], minlength=1)

@@ -12,12 +12,12 @@ import numpy.typing as npt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from cytominer_tools.columns import require_columns
+from cytominer_tools.columns import require_columns, require_values
 from cytominer_tools.errors import InputError
 from cytominer_tools.ledger import features_of
 from evaluation.curves import MatchRanks, enrichment_curve, hit_curve, match_ranks, precision_recall_curve
 from evaluation.figures import GREY, INK, STYLE
-from evaluation.metrics import Codes, Neighbours, TopPairs, sweep
+from evaluation.metrics import Codes, Neighbours, TopPairs, sweep, text_codes
 from evaluation.scores import SIMILARITIES, finite_features
 from evaluation.similarity import Floats, Similarity
 from evaluation.standing import average_precisions
@@ -126,8 +126,7 @@ def compare_runs(
     if not 0 < level < 1 or draws < 1:
         raise InputError(f"level={level}, draws={draws}: expected a share such as 0.95, and 1 or more")
     tables, meta, selection = _aligned(runs, list(key), labels, list(exclude_same))
-    codes, names = pd.factorize(meta[labels])
-    codes = codes.astype(np.int64)
+    codes, names = text_codes(meta[labels])
     exclude = np.empty((len(meta), 0), dtype=np.int64)
     if exclude_same:
         exclude = np.stack([pd.factorize(meta[name])[0].astype(np.int64) for name in exclude_same], axis=1)
@@ -170,7 +169,7 @@ def _aligned(
     keyed: dict[str, pd.DataFrame] = {}
     known: dict[str, object] = {}
     for run, table in runs.items():
-        require_columns(table, key, run)
+        require_values(table, [*key, *([labels] if labels in table else [])], run)
         index = pd.Index(_texts(table, key))
         if twice := index[index.duplicated()].unique().tolist():
             what = twice[0].replace("\x1f", " ")
@@ -192,7 +191,10 @@ def _aligned(
     directed = np.ones(len(common), dtype=bool)
     for run, table in keyed.items():
         part = table.loc[common]
-        tables[run] = finite_features(part, _numbers(part, [*key, labels, *exclude])) if common else np.empty((0, 1))
+        names = _numbers(part, [*key, labels, *exclude])
+        if not names:
+            raise InputError(f"{run}: it has no features, that is columns of numbers without Metadata_")
+        tables[run] = finite_features(part, names) if common else np.empty((0, 1))
         directed &= np.ptp(tables[run], axis=1) > 0 if len(common) else True
     steps.append(("no profile of zeros in any run", int(directed.sum())))
     label = pd.Series([known[name] for name in common], dtype=object)
@@ -210,8 +212,11 @@ def _aligned(
 
 def _numbers(table: pd.DataFrame, known: list[str]) -> list[str]:
     """The features of a table: its columns of numbers without ``Metadata_`` that have no other role."""
+    features = set(features_of(table))
     return [
-        name for name in features_of(table) if name not in known and pd.api.types.is_numeric_dtype(table[name].dtype)
+        name
+        for name, dtype in zip(table.columns, table.dtypes, strict=True)
+        if name in features and name not in known and pd.api.types.is_numeric_dtype(dtype)
     ]
 
 

@@ -383,7 +383,8 @@ def percent_replicating(
     labels, exclude
         As in `evaluation.metrics.precision_at_r`.
     draws : int
-        Random sets behind a percentile, one set of them for each size of class.
+        Random sets behind a percentile, one set of them for each size of class; which they are depends on the order of
+        rows.
 
     Returns
     -------

@@ -4,11 +4,22 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.ndimage import minimum_filter
 from scipy.optimize import least_squares
+from scipy.special import expit
 from scipy.stats import t as student
 
 from cytominer_tools.errors import InputError
 from evaluation.similarity import Floats
+
+_LN10 = float(np.log(10))
+_STEEPEST = 30.0
+_TINY = 1e-300
+# where the search begins; the curves between two of these slopes are alike
+_SLOPES = np.geomspace(0.1, _STEEPEST, 16)
+_MIDDLES = 91
+_STARTS = 6
+_MOST_STEPS = 100  # a curve with a middle takes about ten
 
 
 @dataclass(frozen=True)
@@ -42,8 +53,8 @@ class DoseResponse:
 
     def __call__(self, concentrations: npt.ArrayLike) -> Floats:
         """The curve; NaN if nothing was fitted."""
-        away = np.log10(self._middle) - np.log10(np.asarray(concentrations, dtype=np.float64))
-        return self.low + (self.high - self.low) / (1 + 10 ** np.clip(self.slope * away, -300, 300))
+        x = np.log10(np.asarray(concentrations, dtype=np.float64))
+        return self.low + (self.high - self.low) * _rise(np.log10(self._middle), self.slope, x)
 
 
 def fit_dose_response(
@@ -75,7 +86,8 @@ def fit_dose_response(
     Raises
     ------
     InputError
-        Lengths differ, a concentration is not positive, or `fixed` without bounds.
+        Lengths differ, a concentration is not positive, a response is infinite, bounds are not in order, or `fixed`
+        without bounds.
     """
     c, y = np.asarray(concentrations, dtype=np.float64), np.asarray(responses, dtype=np.float64)
     if c.shape != y.shape or c.ndim != 1:
@@ -84,8 +96,16 @@ def fit_dose_response(
         raise InputError("concentrations: expected positive numbers; leave controls (0) out")
     if fixed and bounds is None:
         raise InputError("fixed=True puts the plateaus at bounds; give bounds")
+    if bounds is not None and not bounds[0] < bounds[1]:
+        raise InputError(f"bounds={bounds}: expected the lower one first, such as (0, 1)")
+    if np.isinf(y).any():
+        raise InputError(
+            f"responses: {int(np.isinf(y).sum())} of {len(y)} are infinite; make them NaN or leave them out"
+        )
     known = ~np.isnan(y)
     x, y = np.log10(c[known]), y[known]
+    order = np.lexsort((y, x))  # sums in one order, whatever that of the rows
+    x, y = x[order], y[order]
     n_free = 2 if fixed else 4
     if len(np.unique(x)) < n_free:
         words = f"{len(np.unique(x))} concentrations: at least {n_free} are needed"
@@ -93,47 +113,125 @@ def fit_dose_response(
         return DoseResponse(lost, lost, lost, lost, lost, lost, lost, len(y), words)
     floor, top = bounds if bounds is not None else (-np.inf, np.inf)
     lowest, highest = float(x.min()), float(x.max())
-    reach = highest - lowest
-
-    def curve(p: Floats) -> Floats:
-        low, high = (floor, top) if fixed else (p[2], p[2] + p[3])
-        return low + (high - low) / (1 + 10 ** np.clip(p[1] * (p[0] - x), -300, 300))
-
-    def misfit(p: Floats) -> Floats:
-        # a high plateau beyond its bound costs, since low + span has none of its own
-        beyond = max(0.0, p[2] + p[3] - top) * 1e3 if not fixed and np.isfinite(top) else 0.0
-        return np.append(curve(p) - y, beyond)
-
-    span = max(float(y.max() - y.min()), 1e-6)
-    edges = ([lowest - reach, -30.0], [highest + reach, 30.0])
-    if not fixed:
-        edges = ([*edges[0], floor, 0.0], [*edges[1], top, top - floor if bounds is not None else np.inf])
-    best = None
-    for middle in np.linspace(lowest, highest, 4):
-        for slope in (1.0, -1.0):
-            start = [middle, slope] if fixed else [middle, slope, float(y.min()), span]
-            start = np.clip(start, np.array(edges[0]) + 1e-9, np.array(edges[1]) - 1e-9)
-            found = least_squares(misfit, start, bounds=edges, xtol=1e-15, ftol=1e-15, gtol=1e-15)
-            if best is None or found.cost < best.cost * (1 - 1e-9):
-                best = found
-    assert best is not None
-    p = best.x
-    low, high = (floor, top) if fixed else (float(p[2]), float(p[2] + p[3]))
-    rest = curve(p) - y
+    middle, slope = _search(x, y, floor, top, fixed)
+    low, high = _plateaus(_rise(middle, slope, x)[None, :], y, floor, top, fixed)[:, 0].tolist()
+    rise = _rise(middle, slope, x)
+    fitted = low + (high - low) * rise
+    rest = fitted - y
     scatter = float(((y - y.mean()) ** 2).sum())
     r2 = 1 - float((rest**2).sum()) / scatter if scatter > 0 else np.nan
     reason = ""
-    fitted = curve(p)
     if high - low < least_span or float(fitted.max() - fitted.min()) < least_span:
         reason = f"flat: the curve spans {min(high - low, float(np.ptp(fitted))):.3g}, less than {least_span:g}"
-    elif not lowest <= p[0] <= highest:
-        reason = f"EC50 {10 ** p[0]:.3g} is outside the tested {10**lowest:.3g} to {10**highest:.3g}"
+    elif not lowest <= middle <= highest:
+        reason = f"EC50 {10**middle:.3g} is outside the tested {10**lowest:.3g} to {10**highest:.3g}"
     ends = (np.nan, np.nan)
     degrees = len(y) - n_free
     if not reason and degrees > 0:
-        jacobian = best.jac[:-1]
+        jacobian = _slopes_of(rise, middle, slope, x, high - low)
+        if not fixed:
+            jacobian = np.column_stack([jacobian, np.ones(len(x)), rise])
         spread = np.sqrt(max(float(np.linalg.pinv(jacobian.T @ jacobian)[0, 0]), 0) * float((rest**2).sum()) / degrees)
         half = float(student.ppf((1 + level) / 2, degrees)) * spread
-        ends = (float(10 ** np.clip(p[0] - half, -300, 300)), float(10 ** np.clip(p[0] + half, -300, 300)))
-    ec50 = np.nan if reason else float(10 ** p[0])
-    return DoseResponse(low, high, float(p[1]), ec50, *ends, r2, len(y), reason, float(10 ** p[0]))
+        ends = (float(10 ** np.clip(middle - half, -300, 300)), float(10 ** np.clip(middle + half, -300, 300)))
+    ec50 = np.nan if reason else float(10**middle)
+    return DoseResponse(low, high, slope, ec50, *ends, r2, len(y), reason, float(10**middle))
+
+
+def _rise(middle: npt.ArrayLike, slope: npt.ArrayLike, x: Floats) -> Floats:
+    """The curve from 0 to 1 (falling: from 1 to 0) at log10 concentrations `x`."""
+    return np.asarray(expit(_LN10 * np.asarray(slope) * (x - np.asarray(middle))))
+
+
+def _slopes_of(rise: Floats, middle: float, slope: float, x: Floats, span: float) -> Floats:
+    """Derivatives of the curve by its middle and slope, shape (n, 2)."""
+    return (span * _LN10 * rise * (1 - rise))[:, None] * np.column_stack([np.full(len(x), -slope), x - middle])
+
+
+def _plateaus(rises: Floats, y: Floats, floor: float, top: float, fixed: bool) -> Floats:
+    """The plateaus that fit best for each row of `rises`, shape (k, n), with floor <= low <= high <= top: (2, k).
+
+    The curve is linear in them, so that the best free ones have a formula; where those break a bound, the best are on
+    an edge of the triangle that the bounds leave.
+    """
+    if fixed:
+        return np.repeat([[floor], [top]], len(rises), axis=1)
+    mean, centre = y.mean(), rises.mean(axis=1)
+    away = rises - centre[:, None]
+    span = (away @ (y - mean)) / np.maximum((away**2).sum(axis=1), _TINY)
+    free = np.stack([mean - span * centre, mean + span * (1 - centre)])
+    level = np.full(len(rises), np.clip(mean, floor, top))
+    edges = [np.stack([level, level])]
+    if np.isfinite(floor):
+        high = floor + (rises @ (y - floor)) / np.maximum((rises**2).sum(axis=1), _TINY)
+        edges.append(np.stack([np.full(len(rises), floor), np.clip(high, floor, top)]))
+    if np.isfinite(top):
+        low = top - ((1 - rises) @ (top - y)) / np.maximum(((1 - rises) ** 2).sum(axis=1), _TINY)
+        edges.append(np.stack([np.clip(low, floor, top), np.full(len(rises), top)]))
+    both = np.stack(edges)
+    best = np.argmin([_misfit(rises, y, edge) for edge in both], axis=0)
+    bound = both[best, :, np.arange(len(rises))].T
+    return np.where((floor <= free[0]) & (free[0] <= free[1]) & (free[1] <= top), free, bound)
+
+
+def _misfit(rises: Floats, y: Floats, plateaus: Floats) -> Floats:
+    low, high = plateaus[:, :, None]
+    return np.asarray(((low + (high - low) * rises - y) ** 2).sum(axis=1))
+
+
+def _search(x: Floats, y: Floats, floor: float, top: float, fixed: bool) -> tuple[float, float]:
+    """Middle (log10) and slope of the curve that fits best, whatever its plateaus: a grid, then Gauss and Newton's way.
+
+    Only two numbers are searched, since the plateaus of each curve follow from them (variable projection: Golub &
+    Pereyra 1973, doi:10.1137/0710036; the derivatives are Kaufman's, doi:10.1007/BF01932995).
+    """
+    reach = x.max() - x.min()
+    edges = np.array([[x.min() - reach, -_STEEPEST], [x.max() + reach, _STEEPEST]])
+
+    def one(p: Floats) -> tuple[Floats, float, float]:
+        rise = _rise(p[0], p[1], x)
+        low, high = _plateaus(rise[None, :], y, floor, top, fixed)[:, 0].tolist()
+        return rise, low, high
+
+    def rest(p: Floats) -> Floats:
+        rise, low, high = one(p)
+        return low + (high - low) * rise - y
+
+    def derivatives(p: Floats) -> Floats:
+        rise, low, high = one(p)
+        along = _slopes_of(rise, p[0], p[1], x, high - low)
+        free = [column for column, moves in ((1 - rise, floor < low), (rise, high < top)) if moves and not fixed]
+        if not free:
+            return along
+        # what the plateaus make up for is no misfit
+        A = np.column_stack(free)
+        return along - A @ np.linalg.lstsq(A, along)[0]
+
+    def costs(points: Floats) -> Floats:
+        rises = _rise(points[:, :1], points[:, 1:], x)
+        return _misfit(rises, y, _plateaus(rises, y, floor, top, fixed))
+
+    middles = np.linspace(edges[0, 0], edges[1, 0], _MIDDLES)
+    starts = []
+    for sign in (1.0, -1.0):
+        grid = np.stack(np.meshgrid(middles, sign * _SLOPES, indexing="ij"), axis=-1)
+        cost = costs(grid.reshape(-1, 2)).reshape(grid.shape[:2])
+        lowest = cost == minimum_filter(cost, 3, mode="nearest")
+        starts.append(np.column_stack([cost[lowest], grid[lowest]]))
+    found = np.concatenate(starts)
+    found = found[np.argsort(found[:, 0], kind="stable")[:_STARTS]]
+    # a steep curve that falls between two concentrations has a narrow valley of its own: look closer before choosing
+    near = np.linspace(-1, 1, 7)
+    width, ratio = middles[1] - middles[0], _SLOPES[1] / _SLOPES[0]
+    for _ in range(3):
+        around = [np.stack(np.meshgrid(a + width * near, b * ratio**near, indexing="ij"), -1) for _, a, b in found]
+        points = np.stack(around).reshape(len(found), -1, 2).clip(*edges)
+        cost = costs(points.reshape(-1, 2)).reshape(points.shape[:2])
+        at = np.arange(len(found)), cost.argmin(axis=1)
+        found = np.column_stack([cost[at], points[at]])
+        width, ratio = width / 3, ratio ** (1 / 3)
+    start = np.clip(found[found[:, 0].argmin(), 1:], edges[0] + 1e-9, edges[1] - 1e-9)
+    # a step has a valley of equal curves, down which there is no end
+    settings = {"xtol": 1e-12, "ftol": 1e-14, "gtol": 1e-15, "max_nfev": _MOST_STEPS}
+    middle, slope = least_squares(rest, start, derivatives, bounds=edges, **settings).x
+    return float(middle), float(slope)

@@ -35,15 +35,19 @@ def principal_components(X: npt.ArrayLike, k: int = 4) -> Components:
     Raises
     ------
     InputError
-        Fewer than three rows, or all are equal.
+        Fewer than three rows, all are equal, a value is not finite, or `k` is below 1.
 
     Notes
     -----
     A component points where its largest loading is positive, so that the same profiles are the same picture.
     """
     rows: Floats = np.asarray(X, dtype=np.float64)
+    if k < 1 or not np.isfinite(rows).all():
+        raise InputError(f"k={k}: expected 1 or more" if k < 1 else "a profile is not finite; leave it out or fill in")
     if len(rows) < 3:
         raise InputError(f"{len(rows)} profiles: components need at least 3")
+    unit = np.abs(rows).max(initial=0) or 1.0  # squares of very large or small numbers are no numbers
+    rows = rows / unit
     rows = rows - rows.mean(axis=0)
     total = float((rows**2).sum())
     if total == 0:
@@ -56,7 +60,7 @@ def principal_components(X: npt.ArrayLike, k: int = 4) -> Components:
     loadings = rows.T @ vectors if wide else vectors
     signs = np.sign(loadings[np.abs(loadings).argmax(axis=0), np.arange(len(sizes))])
     points = vectors * np.sqrt(sizes) if wide else rows @ vectors
-    return Components(points * signs, sizes / total)
+    return Components(points * signs * unit, sizes / total)
 
 
 def neighbour_map(X: npt.ArrayLike, *, seed: int = 0) -> Floats:
@@ -65,12 +69,16 @@ def neighbour_map(X: npt.ArrayLike, *, seed: int = 0) -> Floats:
     Raises
     ------
     InputError
-        umap-learn is not installed, or there are fewer than five rows.
+        umap-learn is not installed, a value is not finite, or there are fewer than five rows.
     """
     rows = np.asarray(X, dtype=np.float32)
+    if not np.isfinite(rows).all():
+        raise InputError("a profile is not finite; leave it out or fill in")
     if len(rows) < 5:
         raise InputError(f"{len(rows)} profiles: UMAP needs at least 5")
     try:
+        # takes seconds: umap imports TensorFlow where that is installed, for a class that is not used here; it has no
+        # switch for it, and to hide a module from one import hides it from other threads too
         from umap import UMAP
     except ImportError as error:
         raise InputError("UMAP: install the extra umap, `pip install 'deepprofile[umap]'`") from error

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from math import ceil, floor
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 from cytominer_tools.errors import InputError
 from evaluation.similarity import Floats, Floats32, Similarity
@@ -421,6 +422,15 @@ def _ranking(block: Floats32, depth: int) -> tuple[Codes, Codes, Codes, int]:
     ends[:, :-1] = new[:, 1:]
     last = np.minimum.accumulate(np.where(ends, place + 1, width)[:, ::-1], axis=1)[:, ::-1]
     return order.ravel(), first.ravel(), last.ravel(), width
+
+
+def text_codes(values: pd.Series) -> tuple[Codes, list[Any]]:
+    """Codes in the order of the texts of values, whatever that of the rows; -1 for a missing one. And the values."""
+    codes, names = pd.factorize(values)
+    order = sorted(range(len(names)), key=lambda at: str(names[at]))
+    rank = np.empty(len(names) + 1, dtype=np.int64)
+    rank[order], rank[-1] = np.arange(len(names)), -1
+    return rank[codes], [names[at] for at in order]
 
 
 def label_codes(labels: npt.ArrayLike, n: int) -> Codes:

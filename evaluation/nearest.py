@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from cytominer_tools.columns import feature_columns, require_columns
+from cytominer_tools.columns import feature_columns, require_values
 from cytominer_tools.errors import InputError
 from evaluation.metrics import Codes, exclude_codes, label_codes, sweep
 from evaluation.scores import SIMILARITIES, finite_features
@@ -166,7 +166,7 @@ def moa_accuracy(
     ----------
     Ljosa et al. 2013, doi:10.1177/1087057113503553; NSCB: Ando et al. 2017, doi:10.1101/161422.
     """
-    require_columns(treatments, [labels, compound, *([batch] if batch else [])], "treatments")
+    require_values(treatments, [labels, compound, *([batch] if batch else [])], "treatments")
     if similarity not in SIMILARITIES:
         raise InputError(f"similarity {similarity!r} is not known; choose one of {', '.join(SIMILARITIES)}")
     rows = np.flatnonzero(treatments[labels].notna().to_numpy())

@@ -16,6 +16,8 @@ _ENUMERATED = 50_000  # exchanges that are tried one and all
 _POOL = 1024  # profiles that random exchanges draw from where there are more
 _CHUNK = 1 << 22  # numbers held at a time
 
+Counts = npt.NDArray[np.int32]
+
 
 class PairRules(Protocol):
     """Who is a positive pair and who a negative one, as in `evaluation.precision.Rules`."""
@@ -137,56 +139,105 @@ class _Ranks:
         self.similarity, self.base, self.seed = similarity, base, seed
         rng = np.random.default_rng([seed, len(base)])
         self.pool = base if len(base) <= size else base[np.sort(rng.permutation(len(base))[:size])]
-        self.ranked = np.sort(self._against(self.pool), axis=1)
+        self.draws: dict[tuple[int, int], Codes] = {}
 
     @cached_property
-    def _within(self) -> npt.NDArray[np.int32]:
-        return self._counts(self.pool, self.ranked, 0)
+    def _ranked(self) -> npt.NDArray[np.float32]:
+        """The similarities of each profile of the pool to the others of `base`, rising."""
+        return self._others(self.pool, self.similarity.tile(self.pool, slice(None)))
 
-    def _against(self, rows: Codes) -> npt.NDArray[np.float32]:
-        block = self.similarity.tile(rows, slice(None))[:, self.base]
-        block[rows[:, None] == self.base[None, :]] = np.inf  # nobody is above oneself, and no pair is with oneself
-        return block
-
-    def _counts(self, rows: Codes, ranked: npt.NDArray[np.float32], beside: int) -> npt.NDArray[np.int32]:
-        """How many of all profiles are above each pair of `rows`, of which the first `beside` are not in `base`."""
-        near = self.similarity.take(rows).rows(0, len(rows))
+    @cached_property
+    def _within(self) -> tuple[npt.NDArray[np.float32], Counts, Counts]:
+        """Similarity of all pairs of the pool, how many of `base` are above each, and how many above or level."""
+        near = self.similarity.take(self.pool).rows(0, len(self.pool))
         np.fill_diagonal(near, -np.inf)
-        low, high = np.empty(near.shape, dtype=np.int32), np.empty(near.shape, dtype=np.int32)
-        for at, row in enumerate(near):
-            own = int(at >= beside)  # the infinity at one's own place in `base`
-            low[at] = ranked.shape[1] - own - np.searchsorted(ranked[at], row, side="right")
-            high[at] = ranked.shape[1] - own - np.searchsorted(ranked[at], row, side="left")
-        for column in near[:, :beside].T:
-            low += column[:, None] > near
-            high += column[:, None] >= near
+        return near, *_counts(self._ranked, near)
+
+    @cached_property
+    def _above(self) -> Counts:
+        """How many of `base` are above each pair of the pool."""
+        _, low, high = self._within
+        return self._untied(low, high)
+
+    def _others(self, rows: Codes, near: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        block = near[:, self.base]
+        own = rows[:, None] == self.base[None, :]
+        block[own] = np.inf  # nobody is above oneself, and no pair is with oneself
+        block.sort(axis=1)
+        return block[:, : block.shape[1] - int(own.any())]
+
+    def _untied(self, low: Counts, high: Counts) -> Counts:
         tied = np.maximum(high - low - 1, 0)  # a pair is level with itself; more than that is a tie
         if tied.any():
-            rng = np.random.default_rng([self.seed, len(self.base), len(rows)])
-            low += (rng.random(low.shape) * (tied + 1)).astype(np.int32)
+            rng = np.random.default_rng([self.seed, len(self.base), len(low)])
+            low = low + (rng.random(low.shape) * (tied + 1)).astype(np.int32)
         return low
 
     def value(self, group: Codes, *, inside: bool) -> float:
         """Mean average precision of a group, which is part of `base` or beside it."""
-        ranked = np.sort(self._against(group), axis=1)
-        above = self._counts(group, ranked, 0 if inside else len(group))
-        return float(_mean_ap(above, np.arange(len(group))[None, :])[0])
+        near = self.similarity.tile(group, slice(None))
+        ranked, near = self._others(group, near), near[:, group]
+        np.fill_diagonal(near, -np.inf)
+        low, high = _counts(ranked, near)
+        if not inside:
+            _count_more(near, low, high, len(group))
+        return float(_mean_ap(self._untied(low, high), np.arange(len(group))[None, :])[0])
 
     def null(self, group: Codes, size: int, *, inside: bool) -> Floats:
         """Mean average precision of other choices of as many profiles."""
         k, first = len(group), 0 if inside else len(group)
         total = len(self.base) + first
-        if inside:
-            above = self._within
-        else:
-            ranked = np.concatenate([np.sort(self._against(group), axis=1), self.ranked])
-            above = self._counts(np.concatenate([group, self.pool]), ranked, first)
-        if comb(total, k) <= _ENUMERATED and total <= _POOL:
-            draws = np.array(list(combinations(range(total), k)), dtype=np.int64)
-        else:
-            draws = _distinct(np.random.default_rng([self.seed, total, k]), size, k, total, first, len(self.pool))
+        above = self._above if inside else self._beside(group)
+        if (size, k) not in self.draws:
+            if comb(total, k) <= _ENUMERATED and total <= _POOL:
+                draws = np.array(list(combinations(range(total), k)), dtype=np.int64)
+            else:
+                draws = _distinct(np.random.default_rng([self.seed, total, k]), size, k, total, first, len(self.pool))
+            if len(self.draws) > 7:
+                self.draws.clear()
+            self.draws[size, k] = draws
+        draws = self.draws[size, k]
         step = max(1, _CHUNK // (k * k))
         return np.concatenate([_mean_ap(above, draws[at : at + step]) for at in range(0, len(draws), step)])
+
+    def _beside(self, group: Codes) -> Counts:
+        """How many of `base` and `group` are above each pair of the group and the pool, in this order.
+
+        Among the pool only the group comes new, so that what `base` adds is not counted again for each group.
+        """
+        k = len(group)
+        row = self.similarity.tile(group, slice(None))
+        pool, *counted = self._within
+        near = np.empty((k + len(pool), k + len(pool)), dtype=np.float32)
+        near[:k] = row[:, np.concatenate([group, self.pool])]
+        np.fill_diagonal(near[:k, :k], -np.inf)
+        near[k:, :k], near[k:, k:] = near[:k, k:].T, pool
+        own, others = _counts(self._others(group, row), near[:k]), _counts(self._ranked, near[k:, :k])
+        low, high = (np.empty(near.shape, dtype=np.int32) for _ in range(2))
+        for found, mine, theirs, shared in zip((low, high), own, others, counted, strict=True):
+            found[:k], found[k:, :k], found[k:, k:] = mine, theirs, shared
+        _count_more(near, low, high, k)
+        return self._untied(low, high)
+
+
+def _counts(ranked: npt.NDArray[np.float32], near: npt.NDArray[np.float32]) -> tuple[Counts, Counts]:
+    """How many of each row of `ranked`, which rises, are above each of the same row of `near`, and above or level."""
+    low, high = (np.empty(near.shape, dtype=np.int32) for _ in range(2))
+    for at, (row, values) in enumerate(zip(ranked, near, strict=True)):
+        low[at] = len(row) - np.searchsorted(row, values, side="right")
+        high[at] = len(row) - np.searchsorted(row, values, side="left")
+    return low, high
+
+
+def _count_more(near: npt.NDArray[np.float32], low: Counts, high: Counts, k: int) -> None:
+    """Add to the counts of each pair those of the first `k` profiles that are above it."""
+    above, level = (np.zeros(near.shape, dtype=np.int16) for _ in range(2))
+    for column in near[:, :k].T:
+        above += column[:, None] > near
+        level += column[:, None] == near
+    low += above
+    high += above
+    high += level
 
 
 def _distinct(rng: np.random.Generator, size: int, k: int, total: int, first: int, pool: int) -> npt.NDArray[np.int64]:
@@ -211,7 +262,7 @@ def _distinct(rng: np.random.Generator, size: int, k: int, total: int, first: in
     return found
 
 
-def _mean_ap(above: npt.NDArray[np.int32], draws: npt.NDArray[np.int64]) -> Floats:
+def _mean_ap(above: Counts, draws: npt.NDArray[np.int64]) -> Floats:
     """Mean average precision of drawn groups, from how many profiles are above each pair."""
     k = draws.shape[1]
     others = np.array([[j for j in range(k) if j != i] for i in range(k)], dtype=np.int64).reshape(k, k - 1)

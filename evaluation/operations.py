@@ -22,6 +22,7 @@ from cytominer_tools.columns import require_columns
 from cytominer_tools.errors import InputError
 from evaluation.curves import PairOrder
 from evaluation.metrics import Codes, odds
+from evaluation.precision import digests
 from evaluation.scores import finite_features
 from evaluation.similarity import Floats, Floats32, Similarity, held, pearson, precomputed
 
@@ -337,6 +338,9 @@ def _mp_value(
     if draws < 1:
         raise InputError(f"nb_permutations={draws}: expected 1 or more")
     X = finite_features(profiles, features)
+    if isinstance(rng, np.random.Generator):  # the peer's generators permute rows as they come
+        order = np.argsort(digests(X), kind="stable")
+        profiles, X = profiles.iloc[order].reset_index(drop=True), X[order]
     is_control = profiles[column].isin(list(controls)).to_numpy()
     if is_control.sum() < 2:
         raise InputError(

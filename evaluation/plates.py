@@ -98,12 +98,19 @@ def edge_effect(values: npt.ArrayLike, plates: npt.ArrayLike, edge: npt.ArrayLik
     plates : array, shape (n,)
     edge : bool array, shape (n,)
 
+    Raises
+    ------
+    InputError
+        Lengths differ.
+
     References
     ----------
     van Elteren 1960; ties as in the rank-sum test with midranks.
     """
     y, names = np.asarray(values, dtype=np.float64), np.asarray(plates)
     outer = np.asarray(edge, dtype=bool)
+    if not y.shape == names.shape == outer.shape or y.ndim != 1:
+        raise InputError(f"edge_effect: expected lists of one length, got {y.shape}, {names.shape} and {outer.shape}")
     excess = variance = pairs = wins = 0.0
     n_edge = n_inner = 0
     for name in pd.unique(names):

@@ -18,9 +18,9 @@ from scipy.spatial.distance import cdist
 from scipy.special import digamma
 from scipy.stats import false_discovery_control
 
-from cytominer_tools.columns import require_columns
+from cytominer_tools.columns import require_columns, require_values
 from cytominer_tools.errors import InputError
-from evaluation.metrics import Codes
+from evaluation.metrics import Codes, text_codes
 from evaluation.nulls import Pairing, label_null, peer_null
 from evaluation.similarity import Floats, Floats32, Similarity, Some, Tiled, cosine, pearson
 
@@ -145,7 +145,10 @@ def average_precision(
     meta["n_total_pairs"] = n_positive + n_negative
     meta["average_precision"] = scores
     meta["normalized_average_precision"] = normalized_ap(scores, n_positive, n_positive + n_negative)
-    meta.attrs["average_precision"] = Pairing(settings, similarity, rules, _digests(feats), scores, tied)
+    # equal profiles in the order of what the rules know of them: those that still tie are interchangeable
+    known = [rules.pos_same, rules.neg_same, *rules.pos_diff.T, *rules.neg_diff.T]
+    place = np.argsort(np.lexsort([*known, digests(feats)])).astype(np.int64)
+    meta.attrs["average_precision"] = Pairing(settings, similarity, rules, place, scores, tied)
     return meta
 
 
@@ -186,7 +189,7 @@ def multilabel_average_precision(
     labels = meta[multilabel_col].reset_index(drop=True)
     if bad := [i for i, cell in enumerate(labels) if isinstance(cell, str) or not np.iterable(cell)]:
         raise InputError(f"{multilabel_col}: row {bad[0]} is {labels[bad[0]]!r}; expected a list of labels, or []")
-    names = sorted({label for cell in labels for label in cell})
+    names = sorted({label for cell in labels for label in cell}, key=lambda label: (str(label), str(type(label))))
     holds = np.zeros((len(labels), len(names)), dtype=np.float32)
     place = {label: k for k, label in enumerate(names)}
     for i, cell in enumerate(labels):
@@ -323,11 +326,11 @@ def mean_average_precision_hierarchical(
     return _marked(found, threshold)
 
 
-def _digests(feats: pd.DataFrame | npt.ArrayLike) -> Codes:
-    """Where each profile comes in an order that depends on the profiles alone; equal ones are interchangeable."""
+def digests(feats: pd.DataFrame | npt.ArrayLike) -> npt.NDArray[np.uint64]:
+    """A number for each profile that depends on it alone, equal for equal ones; it puts rows into one order."""
     X = np.ascontiguousarray(feats, dtype=np.float64)
     keys = [blake2b(row.tobytes(), digest_size=8).digest() for row in X + 0.0]
-    return np.argsort(np.argsort(np.array(keys, dtype="S8"), kind="stable"), kind="stable").astype(np.int64)
+    return np.frombuffer(b"".join(keys), dtype=">u8").astype(np.uint64)
 
 
 def normalized_ap(scores: npt.ArrayLike, n_positive: npt.ArrayLike, n_total: npt.ArrayLike) -> Floats:
@@ -393,14 +396,14 @@ def _prepared(
                 f"{min(both)!r} is in {kind}_sameby and in {kind}_diffby; no pair agrees and differs in it"
             )
     for place, names in columns.items():
-        require_columns(meta, names, place)
+        require_values(meta, names, place)
         if lost := [name for name in names if meta[name].isna().any()]:
             rows = int(meta[lost[0]].isna().sum())
             raise InputError(f"{place}: {lost[0]} is missing in {rows} of {len(meta)} rows; leave those out or fill in")
     if len(meta) != len(feats):  # type: ignore[arg-type]
         raise InputError(f"meta has {len(meta)} rows and feats has {len(feats)}; expected a row of each for a profile")  # type: ignore[arg-type]
     kept = meta.reset_index(drop=True).copy()
-    code = {name: pd.factorize(kept[name])[0].astype(np.int64) for names in columns.values() for name in names}
+    code = {name: text_codes(kept[name])[0] for names in columns.values() for name in names}
 
     def together(names: list[str]) -> Codes:
         if not names or not len(kept):

@@ -14,6 +14,7 @@ import pandas as pd
 from cytominer_tools.columns import METADATA
 from evaluation.comparison import SCORES, Comparison
 from evaluation.figures import TITLES
+from evaluation.neighbourhoods import MIXING
 from evaluation.report_parts import Result, score_interval
 
 
@@ -248,7 +249,7 @@ def _scores(results: Sequence[Result], sets: Sequence[Mapping[str, Any]], seed: 
                     _said_number(row["n"]),
                 ]
             )
-            if pd.notna(value) and pd.notna(count) and value <= count:
+            if row["score"] not in MIXING and pd.notna(value) and pd.notna(count) and value <= count:
                 notes.append(f"{name}, {called}: no better than the cell count alone")
             said = [
                 str(row[key]).replace("cell_count", "cell count")

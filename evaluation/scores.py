@@ -8,12 +8,13 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from cytominer_tools.columns import COUNT, feature_columns, metadata_columns, require_columns
+from cytominer_tools.columns import COUNT, feature_columns, metadata_columns, require_values
 from cytominer_tools.errors import InputError
 from cytominer_tools.queries import select as select_rows
 from evaluation.baselines import Null, can_move, permuted_labels
 from evaluation.curves import percent_replicating
 from evaluation.metrics import Codes, Consumer, Enrichment, Neighbours, PerQuery, R, TopPairs, sweep
+from evaluation.precision import digests
 from evaluation.similarity import Floats, Similarity, cosine, count_similarity, pearson
 from evaluation.standing import RANKED, Standing
 
@@ -82,7 +83,7 @@ def score(
     """Precision at R and enrichment of `labels` among similar profiles, and what the same rows score by less.
 
     Rows are chosen first: `select`, then a known label, then a class of at least `min_class_size`. A label that is
-    missing is no class. The result depends on the arguments alone, to the last byte.
+    missing is no class. The result depends on the arguments alone, to the last byte, and not on the order of rows.
 
     Parameters
     ----------
@@ -124,9 +125,9 @@ def score(
     """
     exclude_columns = [exclude_same] if isinstance(exclude_same, str) else list(exclude_same)
     within = [] if permute_within is None else [permute_within]
-    require_columns(profiles, [labels], "labels")
-    require_columns(profiles, exclude_columns, "exclude_same")
-    require_columns(profiles, within, "permute_within")
+    require_values(profiles, [labels], "labels")
+    require_values(profiles, exclude_columns, "exclude_same")
+    require_values(profiles, within, "permute_within")
     if similarity not in SIMILARITIES:
         raise InputError(f"similarity {similarity!r} is not known; choose one of {', '.join(SIMILARITIES)}")
     if unknown := [name for name in metrics if name not in METRICS]:
@@ -138,6 +139,10 @@ def score(
         raise InputError('features: no names were given; name some columns, or write "infer"')
 
     kept, selection = _select(profiles, labels, select, min_class_size)
+    X = finite_features(kept, names)
+    similar = SIMILARITIES[similarity](X)
+    order = _order(X, kept, [labels, *exclude_columns, *within, *([counts] if counts in kept else [])])
+    kept, similar = kept.iloc[order].reset_index(drop=True), similar.take(order)
     codes = pd.factorize(kept[labels])[0].astype(np.int64)
     exclude = np.stack([_group(kept[c], missing=-1) for c in exclude_columns], axis=1) if exclude_columns else None
     if exclude is None:
@@ -154,13 +159,11 @@ def score(
             shuffled = permuted_labels(codes, groups, n=permutations, rng=np.random.default_rng(seed))
     extra = list(dict.fromkeys(metrics))
     measure = partial(_measure, r=r, percentile=percentile, metrics=extra, seed=seed)
-    measured = measure(SIMILARITIES[similarity](finite_features(kept, names)), codes, shuffled, exclude)
+    measured = measure(similar, codes, shuffled, exclude)
     cells: _Measured | None = None
     if "cell_count" in baselines:
         try:
-            if counts not in kept:
-                raise InputError(f"the profiles have no column {counts}")
-            cells = measure(count_similarity(_numbers(kept[counts])), codes, shuffled[:0], exclude)
+            cells = measure(count_similarity(cell_counts(kept, counts)), codes, shuffled[:0], exclude)
         except InputError as error:
             notes.append(f"cell_count: {str(error).splitlines()[0]}")
 
@@ -211,6 +214,7 @@ def score(
     per_query = _queries(kept, labels, queries)
     if measured.average_precision is not None:
         per_query["average_precision"] = measured.average_precision
+    per_query = per_query.iloc[np.argsort(order)].reset_index(drop=True)
     return Scores(pd.DataFrame(rows), per_query, selection)
 
 
@@ -270,9 +274,22 @@ def _select(
     return kept.reset_index(drop=True), pd.DataFrame(steps, columns=columns)
 
 
+def _order(X: Floats, table: pd.DataFrame, columns: Sequence[str]) -> Codes:
+    """An order that the rows decide, whatever theirs in the table: permutations of labels are then the same ones.
+
+    Rows that tie are equal in all that is scored.
+    """
+    words = [pd.factorize(table[name].astype(object).map(str), sort=True)[0] for name in columns]
+    return np.lexsort([*words, digests(X)]).astype(np.int64)
+
+
 def finite_features(table: pd.DataFrame, names: Sequence[str]) -> Floats:
     """The features as float64, shape (n, n_features), or an InputError that names the first bad one."""
     chosen = table[list(names)]
+    if not chosen.columns.is_unique:
+        raise InputError(
+            f"features: {chosen.columns[chosen.columns.duplicated()][0]} is there more than once; leave one"
+        )
     for name, dtype in chosen.dtypes.items():
         if not pd.api.types.is_numeric_dtype(dtype):
             raise InputError(f"{name}: expected a column of numbers, got {dtype}; leave it out of features")
@@ -287,11 +304,14 @@ def finite_features(table: pd.DataFrame, names: Sequence[str]) -> Floats:
     return X
 
 
-def _numbers(column: pd.Series) -> Floats:
+def cell_counts(table: pd.DataFrame, name: str) -> Floats:
+    """The column of cell counts, shape (n,), or an InputError that says why there are none."""
+    if name not in table:
+        raise InputError(f"the profiles have no column {name}")
     try:
-        return pd.to_numeric(column).to_numpy(dtype=np.float64, na_value=np.nan)
+        return pd.to_numeric(table[name]).to_numpy(dtype=np.float64, na_value=np.nan)
     except (ValueError, TypeError) as error:
-        raise InputError(f"{column.name}: expected cell counts, got {column.dtype}") from error
+        raise InputError(f"{name}: expected cell counts, got {table[name].dtype}") from error
 
 
 def _group(column: pd.Series, *, missing: int) -> Codes:

@@ -175,6 +175,13 @@ def precomputed(matrix: npt.ArrayLike, name: str = "precomputed") -> Similarity:
     return _Matrix(name, matrix)
 
 
+def distances(similarity: Similarity, values: Floats32) -> Floats:
+    """Distances for similarities: between rows of unit length for a cosine or correlation, otherwise minus them."""
+    if isinstance(similarity, _Products):
+        return np.sqrt(np.maximum(2 - 2 * values.astype(np.float64), 0))
+    return -values.astype(np.float64)
+
+
 def held(similarity: Similarity, name: str) -> Similarity:
     """`similarity` as a matrix in memory, under another name; for small n."""
     return _Matrix(name, similarity.rows(0, similarity.n))

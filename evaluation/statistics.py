@@ -59,13 +59,15 @@ def wilcoxon(
     Raises
     ------
     InputError
-        Shapes differ, or the alternative is not known.
+        Shapes differ, a value is infinite, or the alternative is not known.
     """
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if a.shape != b.shape or a.ndim != 1:
         raise InputError(f"wilcoxon: expected two lists of one length, got shapes {a.shape} and {b.shape}")
     if alternative not in ("greater", "less", "two-sided"):
         raise InputError(f'alternative={alternative!r}: expected "greater", "less" or "two-sided"')
+    if np.isinf(a).any() or np.isinf(b).any():
+        raise InputError("wilcoxon: a value is infinite; make it NaN, or leave the pair out")
     d = a - b if legacy else np.round(a - b, 12)
     d = d[~np.isnan(d)]
     zeros = int((d == 0).sum())

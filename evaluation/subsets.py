@@ -34,7 +34,7 @@ def largest_classes(labels: npt.ArrayLike, n: int = 50, *, ties: Literal["in", "
     """
     if n < 1 or ties not in ("in", "out"):
         raise InputError(f'n={n}, ties={ties!r}: expected 1 or more classes, and "in" or "out"')
-    codes = np.asarray(labels, dtype=np.int64)
+    codes = label_codes(labels, len(np.asarray(labels)))
     names, counts = np.unique(codes[codes >= 0], return_counts=True)
     if len(names) <= n:
         return codes >= 0
@@ -70,6 +70,10 @@ def phenotype_strength(
         raise InputError(f"profiles of shape {X.shape} and controls of {D.shape}: expected the same features")
     if not len(D):
         raise InputError("there are no controls; check the query that selects them")
+    for what, rows in (("profile", X), ("control", D)):
+        if not np.isfinite(rows).all():
+            bad = int(np.flatnonzero(~np.isfinite(rows).all(axis=1))[0])
+            raise InputError(f"{what} {bad} is not finite; fill in or drop the feature or the row first")
     if rule == "distance":
         return np.linalg.norm(X - D.mean(axis=0), axis=1)
     if rule != "correlation":
@@ -83,6 +87,8 @@ def strongest(strength: npt.ArrayLike, n: int) -> npt.NDArray[np.bool_]:
     values = np.asarray(strength, dtype=np.float64)
     if not 0 < n <= len(values):
         raise InputError(f"n={n}: expected 1 to {len(values)}")
+    if np.isnan(values).any():
+        raise InputError(f"strength: {int(np.isnan(values).sum())} of {len(values)} are missing; leave those rows out")
     chosen = np.zeros(len(values), dtype=bool)
     chosen[np.argsort(-values, kind="stable")[:n]] = True
     return chosen
@@ -183,7 +189,11 @@ def split_labels(labels: pd.Series, separator: str = "|") -> pd.Series:
 
     Elsewhere labels are compared whole, so that "a|b" matches only itself, as in the thesis.
 
-    >>> split_labels(pd.Series(["a|b", None])).tolist()
+    >>> split_labels(pd.Series(["a|b|", None])).tolist()
     [['a', 'b'], []]
     """
-    return labels.map(lambda cell: [part.strip() for part in str(cell).split(separator)] if pd.notna(cell) else [])
+
+    def parts(cell: object) -> list[str]:
+        return [part.strip() for part in str(cell).split(separator) if part.strip()]
+
+    return labels.map(lambda cell: parts(cell) if pd.notna(cell) else [])

@@ -21,6 +21,7 @@ from deepprofile.profiles import (
     score_lines,
     score_profiles,
 )
+from deepprofile.scoring import batch_scores
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:spherizing learns from"),
@@ -341,6 +342,53 @@ def test_batches_stand_beside_what_is_expected(done):
     assert first["expected_share"] == pytest.approx(2 / 6)
     # four controls cannot be split into folds of three
     assert table["reason"][4:].str.contains("folds=1: expected").all()
+
+
+def test_batches_are_scored_by_name(done):
+    study = configure(done.root, scores={"metrics": ["nearest", "kbet", "lisi", "component_association"]})
+    score_profiles(study)
+    table = read_table(study.scores_folder / "scores.csv")
+    assert table["score"][:6].tolist() == ["precision_at_r", "enrichment", "nearest"] * 2
+    mixed = table[6:].set_index(["profiles", "labels", "score"]).sort_index()
+    assert len(mixed) == 2 * 4 * 3
+    before = mixed.loc["controls before"]
+    assert before["n"].eq(4).all()
+    assert before["reason"][PLATE, "kbet"] == "4 wells to compare: 10 neighbours of each need at least 11"
+    assert before["reason"]["well row", "component_association"] == "all wells share one"
+    plates = before.loc[PLATE, "component_association"]
+    assert 0 <= plates["value"] <= 1
+    assert plates["chance"] == pytest.approx(1 / 3)
+    assert plates[["permutation_mean", "p", "cell_count"]].notna().all()
+    # four controls cannot be split into folds of three
+    assert mixed.loc["controls", "reason"].str.contains("folds=1: expected").all()
+    lines = score_lines(study)
+    assert any("controls before by Plate" in line and "component_association" in line for line in lines)
+    assert not any("controls" in line and "no better than the cell count" in line for line in lines)
+
+
+def test_mixing_is_scored_before_and_after_the_recipe(done):
+    rng = np.random.default_rng(0)
+    plate = np.arange(96) % 2
+    X = rng.normal(size=(96, 6)) + 3 * plate[:, None]
+    compound = np.where(np.arange(96) % 4 < 2, "DMSO", "aaa")
+    names = {PLATE: [f"P{k}" for k in plate], WELL: [f"{'ABCDEFGH'[k // 12]}{k % 12 + 1:02d}" for k in range(96)]}
+    wells = pd.DataFrame(X).add_prefix("net_").assign(**names, **{COMPOUND: compound, COUNT: 50})
+    wells.columns = wells.columns.astype(str)
+    study = configure(done.root, scores={"metrics": ["lisi", "kbet"], "permutations": 20})
+    association, mixed = batch_scores(study, wells)
+    assert association["profiles"].unique().tolist() == ["wells", "normalized, held out"]
+    mixed = mixed.set_index(["profiles", "labels", "score"]).sort_index()
+    assert mixed["value"]["controls before", PLATE, "kbet"] > 0.7
+    assert mixed["value"]["controls before", PLATE, "lisi"] < 1.1
+    assert mixed["p"]["controls before", PLATE, "lisi"] == 1 / 21
+    assert mixed["n"]["controls", PLATE, "lisi"] == 48
+    # five folds of nine or ten wells are too few for ten neighbours, not for a perplexity of two or three
+    assert mixed["value"]["controls", PLATE, "lisi"] >= 1
+    assert mixed["reason"]["controls", PLATE, "kbet"].endswith(
+        "wells to compare: 10 neighbours of each need at least 11"
+    )
+    with pytest.raises(InputError, match=r"scores\.metrics: lisi is of control wells; say which, in controls"):
+        batch_scores(study.model_copy(update={"controls": None}), wells)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,26 @@ import pandas as pd
 import pytest
 
 from cytominer_tools.errors import InputError
-from evaluation import compare_runs, group_association, moa_accuracy, nested_search, score
+from evaluation import (
+    average_precision,
+    class_similarity,
+    cluster_table,
+    compare_runs,
+    component_association,
+    edge_effect,
+    group_association,
+    largest_classes,
+    moa_accuracy,
+    multilabel_average_precision,
+    neighbour_map,
+    nested_search,
+    phenotype_strength,
+    principal_components,
+    score,
+    split_labels,
+    strongest,
+    wilcoxon,
+)
 from evaluation.scores import METRICS
 from evaluation.similarity import cosine
 
@@ -116,3 +135,74 @@ def test_nothing_matches_in_a_search():
     near = cosine(table()[FEATURES])
     got = nested_search({"a": near}, np.arange(40), np.arange(40), rng=np.random.default_rng(0))
     assert np.isnan(got.held_out)
+
+
+def test_what_was_taken_as_it_came():
+    """Input that gave a number that was wrong, a traceback, or a warning of numpy's."""
+    X = np.random.default_rng(0).normal(size=(10, 4))
+    lost = X.copy()
+    lost[3, 0] = np.nan
+    labels = np.arange(10) % 2
+    with pytest.raises(InputError, match="row 3 is not finite"):
+        cluster_table(lost, labels, labels)
+    with pytest.raises(InputError, match="profile 3 is not finite"):
+        phenotype_strength(lost, X)
+    with pytest.raises(InputError, match="control 3 is not finite"):
+        phenotype_strength(X, lost)
+    with pytest.raises(InputError, match="strength: 1 of 3 are missing"):
+        strongest([1.0, np.nan, 2.0], 2)
+    for function in (principal_components, neighbour_map):
+        with pytest.raises(InputError, match="a profile is not finite"):
+            function(lost)
+    with pytest.raises(InputError, match="k=0: expected 1 or more"):
+        principal_components(X, 0)
+    for function in (largest_classes, lambda codes: class_similarity(X, codes)):
+        with pytest.raises(InputError, match="labels: expected 10 integer codes"):
+            function(np.where(labels == 0, np.nan, 1.0))
+    with pytest.raises(InputError, match="wilcoxon: a value is infinite"):
+        wilcoxon([np.inf, 1.0], [np.inf, 2.0])
+    with pytest.raises(InputError, match="edge_effect: expected lists of one length"):
+        edge_effect(np.ones(3), ["a"] * 3, [True, False])
+    assert split_labels(pd.Series(["a||b", "|", " "])).tolist() == [["a", "b"], [], []]
+    meta = pd.DataFrame({"m": [["a"], ["a", 1], [1], ["b"], ["b"]]})
+    assert len(multilabel_average_precision(meta, X[:5], ["m"], [], [], ["m"], "m")) == 6
+
+
+def test_columns_that_stand_twice_and_cells_that_are_lists():
+    profiles = table()
+    double = pd.concat([profiles, profiles[["Metadata_moa"]]], axis=1)
+    lists = profiles.assign(Metadata_moa=[["a"]] * 40)
+    rules = (["Metadata_moa"], [], [], ["Metadata_moa"])
+    for run in (
+        scored,
+        lambda t: compare_runs({"a": t}, key=["Metadata_id"], labels="Metadata_moa"),
+        lambda t: moa_accuracy(t, labels="Metadata_moa", compound="Metadata_id", features=FEATURES),
+        lambda t: average_precision(t, t[FEATURES], *rules),
+    ):
+        with pytest.raises(InputError, match="the table has 2 columns 'Metadata_moa'; leave one"):
+            run(double)
+        with pytest.raises(InputError, match=r"Metadata_moa holds \['a'\]; expected one value a row"):
+            run(lists)
+    again = pd.concat([profiles, profiles[["f0"]]], axis=1)
+    for run in (scored, lambda t: compare_runs({"a": t}, key=["Metadata_id"], labels="Metadata_moa")):
+        with pytest.raises(InputError, match="features: f0 is there more than once; leave one"):
+            run(again)
+
+
+def test_no_features_and_values_out_of_range():
+    bare = table().drop(columns=FEATURES)
+    with pytest.raises(InputError, match="a: it has no features"):
+        compare_runs({"a": bare}, key=["Metadata_id"], labels="Metadata_moa")
+    with pytest.raises(InputError, match="all profiles are equal"):
+        component_association(bare, ["Metadata_moa"], features=[])
+    plain = component_association(table(), ["Metadata_moa"], features=FEATURES)
+    X, clusters = table()[FEATURES].to_numpy(), np.arange(40) % 4
+    for scale in (1e300, 1e-300):
+        far = table().assign(**{name: table()[name] * scale for name in FEATURES})
+        got = component_association(far, ["Metadata_moa"], features=FEATURES)
+        pd.testing.assert_frame_equal(got, plain)
+        np.testing.assert_allclose(principal_components(X * scale).explained, principal_components(X).explained)
+        annotated = {"annotations": ["m", *[None] * 39]}
+        pd.testing.assert_frame_equal(
+            cluster_table(X * scale, clusters, clusters, **annotated), cluster_table(X, clusters, clusters, **annotated)
+        )

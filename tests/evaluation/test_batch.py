@@ -4,7 +4,7 @@ import pytest
 from scipy import stats
 
 from cytominer_tools.errors import InputError
-from evaluation import component_association, cosine, group_association, mixing
+from evaluation import component_association, group_association
 
 FEATURES = [f"f{k}" for k in range(20)]
 
@@ -72,27 +72,22 @@ def test_components_are_an_analysis_of_variance():
     assert component_association(wells().assign(Metadata_Batch=1), ["Metadata_Batch"])["r2"].isna().all()
 
 
-def test_mixing():
-    table = wells(n=400)
-    rejected, p = mixing(cosine(table[FEATURES]), table["Metadata_Batch"].to_numpy())
-    assert rejected < 0.15
-    assert p.shape == (400,)
-    apart = wells(3.0, n=400)
-    assert mixing(cosine(apart[FEATURES]), apart["Metadata_Batch"].to_numpy())[0] > 0.95
-    assert np.isnan(mixing(cosine(table[FEATURES]), np.zeros(400, dtype=int))[0])
-    with pytest.raises(InputError, match="k=400: expected fewer neighbours"):
-        mixing(cosine(table[FEATURES]), table["Metadata_Batch"].to_numpy(), k=400)
+def test_a_column_without_values():
+    """Such as the batch of a study that gives none: NaN with the reason, and no warning of numpy's."""
+    unknown = wells().assign(Metadata_Batch=np.nan)
+    got = group_association(unknown, ["Metadata_Batch"]).iloc[0]
+    assert np.isnan([got["odds_ratio"], got["nearest_share"], got["nearest_expected"]]).all()
+    assert got["reason"] == "no well has one"
+    found = component_association(unknown, ["Metadata_Batch"])
+    assert found[["r2", "p", "expected_r2"]].isna().all(axis=None)
+    assert found["n"].eq(0).all()
 
 
-def test_mixing_is_a_chi_square_test_of_each_neighbourhood():
-    table = wells(0.4, n=60)
-    batch, near = table["Metadata_Batch"].to_numpy(), cosine(table[FEATURES])
-    _, p = mixing(near, batch, k=12)
-    values = near.rows(0, 60)
-    np.fill_diagonal(values, -9)
-    for row in (0, 17, 59):
-        seen = np.bincount(batch[np.argsort(-values[row])[:12]], minlength=4)
-        assert p[row] == pytest.approx(stats.chisquare(seen, np.bincount(batch) / 60 * 12).pvalue)
+def test_a_component_that_only_other_wells_have():
+    table = wells(n=40).assign(**dict.fromkeys(FEATURES[1:], 0.0))
+    table.loc[:30, "f0"] = 0.0
+    table["Metadata_Batch"] = np.where(table.index <= 30, table.index % 2, np.nan)
+    assert component_association(table, ["Metadata_Batch"])["r2"].isna().all()
 
 
 def test_words():

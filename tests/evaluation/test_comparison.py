@@ -5,6 +5,7 @@ import pytest
 from cytominer_tools.errors import InputError
 from evaluation import compare_runs, comparison_figure, cosine, enrichment, precision_at_r
 from evaluation.comparison import _class_pairs, _weighted, enrichment_interval
+from evaluation.metrics import text_codes
 
 
 def run(signal, seed=0, n=80, classes=16, width=20):
@@ -37,9 +38,15 @@ def test_scores_are_those_of_the_metrics():
 def test_the_interval_of_one_run_is_that_of_a_comparison():
     table = run(1.0)
     got = compare({"one": table}, seed=3).table.iloc[0]
-    near, codes = cosine(table[[f"f{k}" for k in range(20)]]), pd.factorize(table["Metadata_MOA"])[0]
-    low, high = enrichment_interval(near, codes.astype(np.int64), percentile=97, draws=300, seed=3)
+    near, codes = cosine(table[[f"f{k}" for k in range(20)]]), text_codes(table["Metadata_MOA"])[0]
+    low, high = enrichment_interval(near, codes, percentile=97, draws=300, seed=3)
     assert (low, high) == (got["enrichment_low"], got["enrichment_high"])
+
+
+def test_draws_do_not_depend_on_the_order_of_rows():
+    table = run(0.5)
+    moved = table.iloc[np.random.default_rng(1).permutation(80)]
+    pd.testing.assert_frame_equal(compare({"one": moved}).table, compare({"one": table}).table, rtol=1e-12)
 
 
 def test_pairs_of_redrawn_classes_are_counted_as_copies():

@@ -246,3 +246,15 @@ def test_missing_and_constant_features_are_named():
     table.loc[2, [f"f{k}" for k in range(5)]] = 1.0
     with pytest.raises(InputError, match="row 2 is constant"):
         run(table, ["Metadata_A"])
+
+
+def test_mp_values_do_not_depend_on_the_order_of_rows():
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(rng.normal(size=(40, 5))).add_prefix("f").assign(Metadata_A=["abcd"[k % 4] for k in range(40)])
+    features = [f"f{k}" for k in range(5)]
+    settings = {"operation": "mp_value", "grit_control_perts": ["a"]}
+    one, other = (
+        evaluate(rows, features, ["Metadata_A"], "Metadata_A", **settings)
+        for rows in (table, table.iloc[rng.permutation(40)])
+    )
+    pd.testing.assert_frame_equal(one, other)

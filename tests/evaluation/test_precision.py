@@ -172,6 +172,19 @@ def test_p_depends_neither_on_order_nor_on_other_groups():
     pd.testing.assert_series_equal(p[:4], some)
 
 
+@pytest.mark.parametrize("rules", [(["label"], ["plate"], [], ["label"]), (["label"], [], ["plate"], ["label"])])
+def test_p_does_not_depend_on_the_order_of_equal_profiles(rules):
+    meta, X = groups(60, 6, effect=0.5)
+    X[20:30] = X[20]
+    meta["label"], meta["plate"] = "l" + meta["label"].astype(str), "p" + meta["plate"].astype(str)
+    order = np.random.default_rng(2).permutation(60)
+    p, moved = (
+        mean_average_precision(average_precision(table, Y, *rules), ["label"], 200, 0.05, 0).set_index("label")
+        for table, Y in ((meta, X), (meta.iloc[order], X[order]))
+    )
+    pd.testing.assert_series_equal(moved["p_value"], p["p_value"])
+
+
 def test_small_groups_are_enumerated():
     rng = np.random.default_rng(0)
     X = np.concatenate([rng.normal(size=(3, 40)) * 0.1 + 1, rng.normal(size=(9, 40))])
@@ -224,6 +237,25 @@ def test_draws_are_uniform(k, total, first, pool):
     # each of the places ahead comes as often as any of `total`, the others by the share of what they stand for
     share = (draws < first).sum() / draws.size
     assert share == pytest.approx(first / total, abs=4 * np.sqrt(first / total / draws.size) + 1e-12)
+
+
+def test_what_groups_share_is_measured_once():
+    """Of each group only its own profiles are compared with all others, however many the controls are."""
+    asked = []
+
+    def measure(a, b):
+        asked.append(len(b))
+        return -np.abs(a - b).sum(axis=1)
+
+    meta, X = groups(130, 10, effect=0.5)
+    meta["control"] = np.where(meta.index < 100, meta.index, -1)
+    meta["label"] = np.where(meta.index < 100, -1, meta["label"])
+    by = ["label", "control"]
+    ap = average_precision(meta, X, by, [], [], by, distance=measure)
+    asked.clear()
+    got = mean_average_precision(ap, ["label"], 200, 0.05, 0)
+    assert len(got) == 10
+    assert sum(asked) <= 2 * 100 * 130 + 2 * 30 * 130
 
 
 def test_groups_larger_than_the_pool_have_a_p():

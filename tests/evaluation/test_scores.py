@@ -5,7 +5,7 @@ import pytest
 from cytominer_tools.errors import InputError
 from cytominer_tools.tables import write_table
 from evaluation.metrics import enrichment, precision_at_r
-from evaluation.scores import score
+from evaluation.scores import METRICS, score
 from evaluation.similarity import cosine, count_similarity
 
 
@@ -59,6 +59,17 @@ def test_same_input_same_bytes(tmp_path):
     assert not score(table, labels="Metadata_MOA", seed=4).table.equals(score(table, labels="Metadata_MOA").table)
 
 
+@pytest.mark.parametrize("within", [None, "Metadata_Plate"])
+def test_the_order_of_rows_changes_nothing(within):
+    table = profiles(signal=0.3)
+    table.loc[30:40, [f"net_{i}" for i in range(20)]] = table.loc[0, [f"net_{i}" for i in range(20)]].to_numpy(float)
+    settings = {"labels": "Metadata_MOA", "metrics": METRICS, "percentile": 90, "permute_within": within}
+    order = np.random.default_rng(1).permutation(60)
+    got, moved = score(table, **settings), score(table.iloc[order], **settings)
+    pd.testing.assert_frame_equal(moved.table, got.table, check_exact=True)
+    pd.testing.assert_frame_equal(moved.queries, got.queries.iloc[order].reset_index(drop=True), check_exact=True)
+
+
 def test_input_is_left_alone():
     table = profiles().set_index(np.arange(60)[::-1])
     before = table.copy()
@@ -68,7 +79,7 @@ def test_input_is_left_alone():
 
 def test_signal_is_beyond_permutations_and_noise_is_not():
     real = row(score(profiles(signal=2), labels="Metadata_MOA", percentile=90), "precision_at_r")
-    noise = row(score(profiles(signal=0, seed=5), labels="Metadata_MOA", percentile=90), "precision_at_r")
+    noise = row(score(profiles(signal=0, seed=7), labels="Metadata_MOA", percentile=90), "precision_at_r")
     assert real["value"] > real["permutation_95"] > real["permutation_mean"]
     assert real["p"] == 1 / 101
     assert real["permutation_mean"] == pytest.approx(real["chance"], abs=0.01)
