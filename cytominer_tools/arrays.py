@@ -17,11 +17,12 @@ Codes = npt.NDArray[np.integer]
 TRIM = 10  # one part in this many goes at each end
 
 _BLOCK = 2**23  # values of float64 in work at once, 64 MB
-_MANY_FEATURES = 32  # for a thread of their own
+_FEWEST = 32  # features for a thread of their own
 _FEW = 16  # rows added in float32 before they go on in float64
-_ROWS = 256  # at once at least, or products read the matrix more often than they use it
-_SMALL_BLOCK = 2**20  # values at once that pass several times
-_EVEN = 1e3  # gains within this factor
+_ROWS = 256  # spherized at once at least, or products read the axes more often than they use them
+_SMALL_BLOCK = 2**20  # values spherized at once: they are gone over several times, in the cache of the processor
+_WHOLE = 2048  # features, up to which one matrix for all axes is worth its making
+_EVEN = 1e2  # gains within this factor
 _STEEP = 1e-9  # of eigenvalues: below, those of a Gram matrix in float64 have less than seven digits
 
 
@@ -329,9 +330,9 @@ def epsilon_gains(
 def spherize(rows: Floats, mean: Doubles, scale: Doubles, axes: Doubles, gains: Doubles, rest: float) -> Floats:
     """Centre and scale `rows`, then stretch them by `gains` along `axes` and by `rest` elsewhere (ZCA: no rotation).
 
-    Two thin products of 2 * n * n_features * rank operations each, or one of 2 * n * n_features ** 2 where the axes
-    span everything, in blocks of rows. In double precision; float32 rows in single precision where the gains differ by
-    less than `_EVEN`, since a product then changes a result by less than 1e-4 of its size.
+    Two thin products of 2 * n * n_features * rank operations each, or one of 2 * n * n_features ** 2 where up to
+    `_WHOLE` axes span everything, in blocks of rows. In double precision; float32 rows in single precision where the
+    gains differ by less than `_EVEN`, since a product then changes a row by less than 1e-4 of its length.
 
     Parameters
     ----------
@@ -350,7 +351,7 @@ def spherize(rows: Floats, mean: Doubles, scale: Doubles, axes: Doubles, gains: 
     all_gains = np.append(gains, rest) if rest else gains
     even = rows.dtype == np.float32 and all_gains.max() < _EVEN * all_gains.min()
     axes = axes.astype(np.float32) if even else axes
-    whole = ((axes.T * gains.astype(axes.dtype)) @ axes) if not rest and n > d else None
+    whole = ((axes.T * gains.astype(axes.dtype)) @ axes) if not rest and d <= _WHOLE else None
     step = max(_ROWS, _SMALL_BLOCK // max(1, d))
     out = np.empty(rows.shape, dtype=rows.dtype)
     order: Literal["C", "F"] = "F" if rows.flags.f_contiguous else "C"  # a frame's columns lie in one piece
@@ -406,7 +407,8 @@ def group_median(rows: Floats, codes: Codes) -> Floats:
         block.partition(half, axis=1)
         middle = block[:, half]
         # the two middle values are halved before they are added, so that large ones do not overflow
-        return middle if n % 2 else 0.5 * block[:, :half].max(axis=1) + 0.5 * middle
+        with np.errstate(invalid="ignore"):  # infinite values of either sign
+            return middle if n % 2 else 0.5 * block[:, :half].max(axis=1) + 0.5 * middle
 
     return _by_group(rows, codes, median)
 
@@ -448,7 +450,8 @@ def group_trimmed_mean(rows: Floats, codes: Codes) -> Floats:
         cut = n // TRIM
         if cut:
             block.partition((cut, n - cut - 1), axis=1)
-        return block[:, cut : n - cut].mean(axis=1, dtype=np.float64)
+        with np.errstate(invalid="ignore"):  # infinite values of either sign
+            return block[:, cut : n - cut].mean(axis=1, dtype=np.float64)
 
     return _by_group(rows, codes, mean)
 
@@ -465,7 +468,7 @@ def _by_group(rows: Floats, codes: Codes, reduce: Callable[[Floats], Floats]) ->
             for block in _columns(rows[which, features]):
                 out[group, start : (start := start + len(block))] = reduce(block)
 
-    each(some, shares(rows.shape[1], _MANY_FEATURES))
+    each(some, shares(rows.shape[1], _FEWEST))
     return out
 
 

@@ -4,7 +4,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +16,7 @@ import pyarrow.parquet as pq
 from cytominer_tools import queries
 from cytominer_tools.aggregation import OBJECT_COUNT, OBJECT_NUMBERS, check_aggregate_operation, reduced
 from cytominer_tools.arrays import Codes, Doubles, Floats
+from cytominer_tools.cellprofiler import cellprofiler_columns
 from cytominer_tools.columns import METADATA, PLATE, WELL, require_columns
 from cytominer_tools.errors import InputError, NoFileError, ProfileWarning
 from cytominer_tools.files import atomic_path
@@ -27,6 +27,7 @@ from cytominer_tools.threads import in_background, map_ahead, workers
 from cytominer_tools.transformers import Robustize, RobustMAD, Standardize
 
 METHODS = ("standardize", "robustize", "mad_robustize")
+LISTS = "features"  # what deepprofile calls its column of lists
 
 _VALUES = 2**24  # of a batch: 64 MB of float32; with thousands of columns smaller ones cost more than what they hold
 _READ_AHEAD = 2**20  # bytes of a column in memory at once, however long its row group is
@@ -45,9 +46,11 @@ class CellTable:
         Each column in a type that holds the values of all files.
     features, others : lists of names
     dtype : float32 if all features are, else float64
-    array : str, optional
+    array : str or None
         The column of lists of one length that holds all features, as deepprofile's cells.parquet has it; they are
         called ARRAY_0, ARRAY_1, ...
+    largest : int
+        Bytes of the largest row group, once it is decoded.
     """
 
     paths: tuple[Path, ...]
@@ -55,7 +58,8 @@ class CellTable:
     features: list[str]
     others: list[str]
     dtype: np.dtype
-    array: str | None = None
+    array: str | None
+    largest: int
 
     @classmethod
     def open(
@@ -81,20 +85,18 @@ class CellTable:
             raise InputError(
                 f"{paths[0]}: {nested[0]} is {schema.field(nested[0]).type}; expected text, numbers or dates as a key"
             )
-        if (array := _array(schema, features, paths[0])) is not None:
-            kind = schema.field(array).type
-            others = [name for name in schema.names if name != array]
-            chosen = [f"{array}_{i}" for i in range(kind.list_size)]
-            narrow = kind.value_type in (pa.float32(), pa.float16())
-            return cls(paths, schema, chosen, others, np.dtype("float32" if narrow else "float64"), array)
-        chosen = [name for name in features_beside(empty, features, keys) if name not in numbers]
-        kinds = {name: schema.field(name).type for name in chosen}
+        if (array := _array(schema, empty, features)) is not None:
+            lists = schema.field(array).type
+            chosen, kinds = [f"{array}_{i}" for i in range(lists.list_size)], {array: lists.value_type}
+        else:
+            chosen = [name for name in features_beside(empty, features, keys) if name not in numbers]
+            kinds = {name: schema.field(name).type for name in chosen}
         if other := [name for name, kind in kinds.items() if not _is_number(kind)]:
             raise InputError(f"{paths[0]}: feature {other[0]} is {kinds[other[0]]}, expected numbers")
         narrow = all(kind in (pa.float32(), pa.float16(), pa.null()) for kind in kinds.values())
-        known = set(chosen)
-        others = [name for name in schema.names if name not in known]
-        return cls(paths, schema, chosen, others, np.dtype("float32" if narrow else "float64"))
+        others = [name for name in schema.names if name not in kinds]
+        dtype = np.dtype("float32" if narrow else "float64")
+        return cls(paths, schema, chosen, others, dtype, array, _largest(paths, len(chosen) * dtype.itemsize))
 
     def batches(self, columns: Sequence[str]) -> Iterator[pa.Table]:
         """Some features and other columns of all rows; as few rows at a time as 64 MB of features are.
@@ -106,22 +108,32 @@ class CellTable:
         """
         others = set(self.others)  # `values` reads features of any type
         chosen = list(dict.fromkeys(name if self.array is None or name in others else self.array for name in columns))
+        kinds = {name: self.schema.field(name).type for name in chosen if name in others}
+        if self.largest <= _ROW_GROUP:
+            # a list column is decoded by one thread, so several row groups are at a time
+            ahead = min(workers(), max(1, _ROW_GROUP // max(1, self.largest)))
+            tables = map_ahead(lambda job: (job[0], _row_group(*job, chosen)), self._row_groups(), ahead)
+        else:
+            tables = in_background(self._few_rows(chosen), 1)
+        with closing(tables):
+            for path, table in tables:
+                odd = {name: kind for name, kind in kinds.items() if table.schema.field(name).type != kind}
+                yield _cast(table, odd, path) if odd else table
+
+    def _row_groups(self) -> Iterator[tuple[Path, pq.FileMetaData, int]]:
         for path in self.paths:
             about = pq.read_metadata(path)
-            known = about.schema.to_arrow_schema()
-            kinds = {name: self.schema.field(name).type for name in chosen if name in others}
-            odd = {name: kind for name, kind in kinds.items() if known.field(name).type != kind}
-            groups = [group for group in range(about.num_row_groups) if about.row_group(group).num_rows]
-            largest = max((about.row_group(group).total_byte_size for group in groups), default=0)
-            if largest <= _ROW_GROUP:
-                # a list column is decoded by one thread, so several row groups are at a time
-                ahead = min(workers(), max(1, _ROW_GROUP // max(1, largest)))
-                tables = map_ahead(partial(_row_group, path, about, chosen), groups, ahead)
-            else:
-                tables = in_background(_few_rows(path, chosen, self.features), 1)
-            with closing(tables):
-                for table in tables:
-                    yield _cast(table, odd, path) if odd else table
+            for group in range(about.num_row_groups):
+                if about.row_group(group).num_rows:
+                    yield path, about, group
+
+    def _few_rows(self, columns: list[str]) -> Iterator[tuple[Path, pa.Table]]:
+        size = max(256, _VALUES // max(1, len(self.features)))
+        for path in self.paths:
+            with pq.ParquetFile(path, buffer_size=_READ_AHEAD) as file:
+                for group in range(file.num_row_groups):  # together they all stay in memory until the last is read
+                    for batch in file.iter_batches(size, row_groups=[group], columns=columns):
+                        yield path, pa.Table.from_batches([batch])
 
     def values(self, batch: pa.Table, features: Sequence[str]) -> Floats:
         """Features of a batch, shape (n, n_features); missing values are NaN."""
@@ -221,8 +233,8 @@ def aggregate_parquet(
     strata, operation
         As in `aggregate`.
     features : list of column names, or "infer"
-        As in `aggregate`; or the one column of lists of numbers, such as `features` of deepprofile's cells.parquet,
-        which "infer" takes where there is one. Its features are called features_0, features_1, ...
+        As in `aggregate`; or one column of lists of numbers, [NAME], whose features are called NAME_0, NAME_1, ...
+        Where no column looks like CellProfiler's, "infer" takes the lists called features: deepprofile's cells.parquet.
     compute_object_count : bool
         Add Metadata_Object_Count, the rows of each group.
 
@@ -396,6 +408,8 @@ def normalize_parquet(
         batches = _batches(table, groups, table.features, picks)
         for scaler, center, spread in zip(scalers, *_statistics(table, len(groups), batches, method), strict=True):
             scaler._take(center, spread)
+    blank = [np.flatnonzero(np.isnan(scaler.center_)) for scaler in scalers]
+    lost = np.zeros(len(table.features), dtype=bool)
     if method == "mad_robustize" and (zero := np.any([scaler.zero_ for scaler in scalers], axis=0)).any():
         some = [table.features[int(i)] for i in np.flatnonzero(zero)]
         warnings.warn(
@@ -423,12 +437,21 @@ def normalize_parquet(
             for code in np.unique(codes).tolist():
                 which = codes == code if len(groups) > 1 else slice(None)
                 out[which] = scalers[code]._apply(rows[which])
+                lost[blank[code]] |= ~np.isnan(rows[which][:, blank[code]]).all(axis=0)
             arrow = [batch[name] for name in others]
             if table.array is not None:
                 arrow.append(pa.FixedSizeListArray.from_arrays(pa.array(out.ravel()), type=schema.types[-1]))
             else:
                 arrow += [pa.array(column) for column in out.T]
             writer.write_table(pa.Table.from_arrays(arrow, schema=schema))
+    if lost.any():
+        some = [table.features[int(i)] for i in np.flatnonzero(lost)]
+        warnings.warn(
+            f"{method}: {len(some)} feature(s) have no value among the reference rows of a group "
+            f"({', '.join(some[:3])}), and so all of its values are missing",
+            ProfileWarning,
+            stacklevel=2,
+        )
     return path
 
 
@@ -511,27 +534,24 @@ def _common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
         return None
 
 
-def _array(schema: pa.Schema, features: Features, path: Path) -> str | None:
-    """The column of lists that the features are in, if they are."""
+def _array(schema: pa.Schema, empty: pd.DataFrame, features: Features) -> str | None:
+    """The column of lists that the features are in, if they are: named, or called `features` beside no others."""
     lists = [f.name for f in schema if pa.types.is_fixed_size_list(f.type) and pa.types.is_floating(f.type.value_type)]
-    if not isinstance(features, str):
-        return features[0] if len(features) == 1 and features[0] in lists else None
-    if features == "infer" and len(lists) > 1:
-        raise InputError(f"{path}: several columns of lists ({', '.join(lists)}); name one with features=")
-    return lists[0] if features == "infer" and lists else None
+    if isinstance(features, str):
+        return LISTS if features == "infer" and LISTS in lists and not cellprofiler_columns(empty) else None
+    return features[0] if len(features) == 1 and features[0] in lists else None
 
 
-def _row_group(path: Path, about: pq.FileMetaData, columns: list[str], group: int) -> pa.Table:
+def _largest(paths: Sequence[Path], width: int) -> int:
+    """Bytes of the largest row group of rows of `width` bytes: what it says of itself may be of short codes."""
+    files = [pq.read_metadata(path) for path in paths]
+    groups = [file.row_group(group) for file in files for group in range(file.num_row_groups)]
+    return max((max(group.total_byte_size, group.num_rows * width) for group in groups), default=0)
+
+
+def _row_group(path: Path, about: pq.FileMetaData, group: int, columns: list[str]) -> pa.Table:
     with pq.ParquetFile(path, metadata=about) as file:
         return file.read_row_group(group, columns, use_threads=False)
-
-
-def _few_rows(path: Path, columns: list[str], features: Sequence[str]) -> Iterator[pa.Table]:
-    size = max(256, _VALUES // max(1, len(features)))
-    with pq.ParquetFile(path, buffer_size=_READ_AHEAD) as file:
-        for group in range(file.num_row_groups):  # together they all stay in memory until the last is read
-            for batch in file.iter_batches(size, row_groups=[group], columns=columns):
-                yield pa.Table.from_batches([batch])
 
 
 def _is_number(kind: pa.DataType) -> bool:

@@ -90,7 +90,8 @@ def transform_profiles(
     out = transformer.fit_transform(pd.DataFrame(rows, index=profiles.index, columns=chosen), **scope)
     columns = transformer.get_feature_names_out()
     others = profiles.drop(columns=chosen)
-    return Transformed(joined(others, np.asarray(out), [str(name) for name in columns]), transformer)
+    made = np.array(out)  # not what a transformer may have passed through
+    return Transformed(joined(others, made, [str(name) for name in columns]), transformer)
 
 
 def correct(

@@ -11,6 +11,12 @@ from typing import TypeVar
 T = TypeVar("T")
 R = TypeVar("R")
 
+_thread = threading.local()
+
+
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, initializer=lambda: setattr(_thread, "dealt", True))
+
 
 def workers() -> int:
     """Threads that compute or decode: one a core that this process may use."""
@@ -18,13 +24,19 @@ def workers() -> int:
 
 
 def each(work: Callable[[T], R], parts: Iterable[T]) -> list[R]:
-    """`work` of each part, in order; matrix products have threads of their own and do not belong in it."""
-    with ThreadPoolExecutor(workers()) as pool:
+    """`work` of each part, in order; large matrix products have threads of their own and do not belong in it.
+
+    Within work that is dealt over the cores already it is one part after another.
+    """
+    parts = list(parts)
+    if min(len(parts), workers()) < 2 or getattr(_thread, "dealt", False):
+        return [work(part) for part in parts]
+    with _pool(min(len(parts), workers())) as pool:
         return list(pool.map(work, parts))
 
 
 def shares(n: int, least: int = 1) -> list[slice]:
-    """0 .. n in consecutive slices, one a core, each of at least `least`."""
+    """0 .. n in consecutive slices, one a core, or fewer where there is not `least` for each."""
     parts = max(1, min(workers(), n // least))
     return [slice(n * i // parts, n * (i + 1) // parts) for i in range(parts)]
 
@@ -33,7 +45,7 @@ def map_ahead(
     function: Callable[[T], R], items: Iterable[T], ahead: int, threads: int | None = None
 ) -> Generator[R, None, None]:
     """`function` of each item, in order, computed in `threads` at most `ahead` items before it is asked for."""
-    pool = ThreadPoolExecutor(threads or workers())
+    pool = _pool(threads or workers())
     waiting: deque[Future[R]] = deque()
     try:
         for item in items:

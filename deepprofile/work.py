@@ -1,4 +1,4 @@
-"""What every stage shares: reading ahead, progress, and what it says at its end."""
+"""What every stage shares: progress, and what it says at its end."""
 
 import logging
 import re

@@ -104,14 +104,51 @@ def test_lists_of_half_precision_are_scaled_in_single(tmp_path):
     assert pq.read_schema(tmp_path / "out.parquet").field("features").type == pa.list_(pa.float32(), 4)
 
 
-def test_a_missing_list_and_two_columns_of_lists_are_refused(tmp_path):
-    path = as_lists(cells(), tmp_path / "a.parquet")
-    table = pq.read_table(path)
+def test_lists_are_features_by_name(tmp_path):
+    table = pq.read_table(as_lists(cells(), tmp_path / "a.parquet"))
     pq.write_table(table.append_column("other", table["features"]), tmp_path / "two.parquet")
-    with pytest.raises(InputError, match=r"several columns of lists \(features, other\); name one with features="):
-        aggregate_parquet(tmp_path / "two.parquet")
+    assert list(aggregate_parquet(tmp_path / "two.parquet"))[2:] == [f"features_{i}" for i in range(4)]
     one = aggregate_parquet(tmp_path / "two.parquet", features=["other"])
     assert list(one)[2:] == [f"other_{i}" for i in range(4)]
+
+
+@pytest.mark.parametrize("name", ["features", "Location_Center", "Metadata_Box"])
+def test_lists_beside_columns_are_no_features(tmp_path, name):
+    path, table = tmp_path / "a.parquet", cells()
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(2 * len(table))), 2)
+    pq.write_table(pa.Table.from_pandas(table, preserve_index=False).append_column(name, lists), path)
+    pd.testing.assert_frame_equal(aggregate_parquet(path), aggregate(table))
+
+
+def test_row_groups_of_few_values_are_read_a_few_rows_at_a_time(tmp_path, monkeypatch):
+    table = cells().assign(**{f"Cells_{i}": np.float32(1) for i in range(4)})
+    table.to_parquet(tmp_path / "a.parquet", index=False)  # coded, a feature takes nearly nothing
+    monkeypatch.setattr("cytominer_tools.cell_tables._ROW_GROUP", 16 * len(table) - 1)
+    opened = CellTable.open(tmp_path / "a.parquet")
+    assert max(map(len, opened.batches(opened.features))) == 2000 // 4
+
+
+def test_the_rows_of_many_small_files_are_in_order(tmp_path):
+    table = cells()
+    for i in range(10):
+        table.iloc[300 * i : 300 * (i + 1)].to_parquet(tmp_path / f"{i}.parquet", index=False)
+    opened = CellTable.open(tmp_path)
+    found = np.concatenate([opened.values(batch, opened.features) for batch in opened.batches(opened.features)])
+    np.testing.assert_array_equal(found, table[opened.features].to_numpy())
+
+
+def test_a_feature_without_a_reference_value_is_told(tmp_path):
+    table = cells()
+    table.loc[table["Metadata_Compound"] == "dmso", "Cells_2"] = np.nan
+    table.to_parquet(tmp_path / "a.parquet", index=False)
+    controls = "Metadata_Compound == 'dmso'"
+    with pytest.warns(ProfileWarning, match=r"1 feature\(s\) have no value among the reference rows of a group"):
+        normalize_parquet(tmp_path / "a.parquet", tmp_path / "out.parquet", samples=controls)
+    assert pd.read_parquet(tmp_path / "out.parquet")["Cells_2"].isna().all()
+
+
+def test_a_missing_list_is_refused(tmp_path):
+    table = pq.read_table(as_lists(cells(), tmp_path / "a.parquet"))
     holed = table.set_column(
         table.schema.get_field_index("features"),
         "features",
