@@ -36,8 +36,8 @@ class PairRules(Protocol):
 class Pairing(dict[str, Any]):
     """The profiles and rules behind average precisions, carried in the attrs of their table.
 
-    `place` puts profiles into an order that is theirs, whatever that of the rows; those that the rules do not tell apart
-    and that are equal share a place.
+    `place` puts profiles into an order that is theirs, whatever that of the rows; equal ones that the rules do not tell
+    apart share a place.
 
     To pandas it is a plain dict of settings, so that the table can be written to a file; it is never copied.
     """
