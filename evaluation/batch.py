@@ -11,8 +11,9 @@ from scipy.stats import f as f_distribution
 from cytominer_tools.columns import WELL, feature_columns, require_columns, well_name
 from cytominer_tools.errors import InputError
 from evaluation.curves import enrichment_curve
-from evaluation.metrics import Codes
+from evaluation.metrics import Codes, text_codes
 from evaluation.nearest import nearest_class
+from evaluation.precision import digests
 from evaluation.scores import SIMILARITIES, finite_features
 from evaluation.similarity import Floats
 
@@ -46,7 +47,7 @@ def group_association(
     percentile : float
         The top pairs are above it.
     held_out : function, optional
-        Takes the places of some wells in `controls` and returns their corrected features, by a fit on others only.
+        Takes the places of some wells in `controls`, rising, and returns their corrected features, by a fit on others.
         Pairs are then within a fold, and counts are summed over folds.
     folds : int
     seed : int
@@ -73,11 +74,9 @@ def group_association(
     n = len(X)
     if not n:
         raise InputError("there are no controls; check the query that selects them")
-    parts = [np.arange(n)] if held_out is None else split(n, folds, seed)
     counts = {name: np.zeros(4, dtype=np.int64) for name in by}
     nearest: dict[str, list[npt.NDArray[np.float64]]] = {name: [] for name in by}
-    for part in parts:
-        corrected = X if held_out is None else held_out(part)
+    for part, corrected in held_out_folds(X, list(codes.values()), held_out, folds, seed):
         near = SIMILARITIES[similarity](corrected)
         for name in by:
             local = codes[name][part]
@@ -131,21 +130,33 @@ def group_association(
     return pd.DataFrame(rows)
 
 
-def split(n: int, folds: int, seed: int) -> list[Codes]:
-    """Places of n wells in folds that each are held out once, rising.
+def held_out_folds(
+    X: Floats, codes: Sequence[Codes], held_out: HeldOut | None, folds: int, seed: int
+) -> list[tuple[Codes, Floats]]:
+    """The places of wells in folds that each are held out once, and what `held_out` makes of them; without it, of all.
+
+    Folds, and wells within them, are in an order that features and codes decide, whatever that of the rows.
 
     Raises
     ------
     InputError
         Folds are fewer than 2 or more than a third of the wells.
     """
+    n, order = len(X), np.lexsort([*codes, digests(X)]).astype(np.int64)
+    if held_out is None:
+        return [(order, X[order])]
     if not 2 <= folds <= n // 3:
         raise InputError(f"folds={folds}: expected 2 to {n // 3}, for at least 3 of {n} wells in each")
-    return [np.sort(part) for part in np.array_split(np.random.default_rng(seed).permutation(n), folds)]
+    found = []
+    for part in np.array_split(np.random.default_rng(seed).permutation(n), folds):
+        places = order[np.sort(part)]
+        rising = np.sort(places)
+        found.append((places, held_out(rising)[np.searchsorted(rising, places)]))
+    return found
 
 
 def group_codes(table: pd.DataFrame, name: str) -> Codes:
-    """The groups of a column, or of the rows or columns of wells, as codes; -1 where there is none."""
+    """The groups of a column, or of the rows or columns of wells, as codes in one order; -1 where there is none."""
     if name in (WELL_ROW, WELL_COLUMN):
         require_columns(table, [WELL], name)
         wells = table[WELL].map(well_name)
@@ -153,7 +164,7 @@ def group_codes(table: pd.DataFrame, name: str) -> Codes:
     else:
         require_columns(table, [name], "by")
         values = table[name]
-    return pd.factorize(values)[0].astype(np.int64)
+    return text_codes(values)[0]
 
 
 def component_association(
@@ -221,10 +232,12 @@ def component_scores(X: Floats, components: int) -> Floats:
     Raises
     ------
     InputError
-        Fewer than three rows, or all are equal.
+        Fewer than three rows, one that is not finite, or all are equal.
     """
     if len(X) < 3:
         raise InputError(f"{len(X)} profiles: components need at least 3")
+    if bad := int((~np.isfinite(X)).any(axis=1).sum()):
+        raise InputError(f"{bad} of {len(X)} profiles are not finite; drop such features first")
     X = X / np.maximum(np.abs(X).max(initial=0), np.finfo(np.float64).tiny)
     left, sizes, _ = np.linalg.svd(X - X.mean(axis=0), full_matrices=False)
     if not sizes.max(initial=0) > 1e-12:

@@ -150,7 +150,7 @@ def compare_runs(
         for a, b in combinations(scored, 2)
         for row in _paired(b, a, scored[b], scored[a], drawn[b], drawn[a], level)
     ]
-    queries = meta[[*key, labels]].copy()
+    queries = meta[list(dict.fromkeys([*key, labels]))].copy()
     for run, one in scored.items():
         queries[f"{run} precision_at_r"], queries[f"{run} average_precision"] = one.precision, one.average
     return Comparison(
@@ -359,6 +359,7 @@ def _paired(
             defined = np.isfinite(row["difference"])
             p = wilcoxon(values, others, alternative="two-sided").p
         low, high = _ends(change, level) if defined else (np.nan, np.nan)
+        low, high = min(low, row["difference"]), max(high, row["difference"])  # as of one run
         rows.append(row | {"low": low, "high": high, "p": p if defined else np.nan})
     return rows
 

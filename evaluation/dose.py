@@ -15,6 +15,7 @@ from evaluation.similarity import Floats
 _LN10 = float(np.log(10))
 _STEEPEST = 30.0
 _TINY = 1e-300
+_LEAST_CHANGE = 1e-3  # of the span, for a tenfold EC50: below, the responses do not tell where it is
 # where the search begins; the curves between two of these slopes are alike
 _SLOPES = np.geomspace(0.1, _STEEPEST, 16)
 _MIDDLES = 91
@@ -31,7 +32,8 @@ class DoseResponse:
     low, high, slope : float
         Responses at none and at infinite concentration (low < high; a falling curve has a negative slope).
     ec50, ec50_low, ec50_high : float
-        In the unit of the concentrations; NaN where `reason` says why.
+        In the unit of the concentrations; NaN where `reason` says why. The ends alone are NaN where other EC50s fit as
+        well: after a step between two concentrations, or without more responses than parameters.
     r2 : float
         Share of the variance of the responses that the curve explains.
     n : int
@@ -112,6 +114,9 @@ def fit_dose_response(
         lost = np.nan
         return DoseResponse(lost, lost, lost, lost, lost, lost, lost, len(y), words)
     floor, top = bounds if bounds is not None else (-np.inf, np.inf)
+    # in the unit of their range, since the search ends at a size of its steps
+    unit = float(np.ptp(y)) or 1.0
+    y, floor, top = y / unit, floor / unit, top / unit
     lowest, highest = float(x.min()), float(x.max())
     middle, slope = _search(x, y, floor, top, fixed)
     low, high = _plateaus(_rise(middle, slope, x)[None, :], y, floor, top, fixed)[:, 0].tolist()
@@ -120,9 +125,9 @@ def fit_dose_response(
     rest = fitted - y
     scatter = float(((y - y.mean()) ** 2).sum())
     r2 = 1 - float((rest**2).sum()) / scatter if scatter > 0 else np.nan
-    reason = ""
-    if high - low < least_span or float(fitted.max() - fitted.min()) < least_span:
-        reason = f"flat: the curve spans {min(high - low, float(np.ptp(fitted))):.3g}, less than {least_span:g}"
+    reason, span = "", unit * min(high - low, float(np.ptp(fitted)))
+    if span < least_span:
+        reason = f"flat: the curve spans {span:.3g}, less than {least_span:g}"
     elif not lowest <= middle <= highest:
         reason = f"EC50 {10**middle:.3g} is outside the tested {10**lowest:.3g} to {10**highest:.3g}"
     ends = (np.nan, np.nan)
@@ -131,11 +136,15 @@ def fit_dose_response(
         jacobian = _slopes_of(rise, middle, slope, x, high - low)
         if not fixed:
             jacobian = np.column_stack([jacobian, np.ones(len(x)), rise])
-        spread = np.sqrt(max(float(np.linalg.pinv(jacobian.T @ jacobian)[0, 0]), 0) * float((rest**2).sum()) / degrees)
-        half = float(student.ppf((1 + level) / 2, degrees)) * spread
-        ends = (float(10 ** np.clip(middle - half, -300, 300)), float(10 ** np.clip(middle + half, -300, 300)))
+        # of length 1, so that a column of small numbers is not taken for none
+        others = jacobian[:, 1:] / np.maximum(np.linalg.norm(jacobian[:, 1:], axis=0), _TINY)
+        # what the curve changes with the EC50 and the other parameters cannot make up for
+        alone = float(np.linalg.norm(jacobian[:, 0] - others @ np.linalg.lstsq(others, jacobian[:, 0])[0]))
+        if abs(slope) < _STEEPEST - 1e-3 and alone > _LEAST_CHANGE * (high - low):
+            half = float(student.ppf((1 + level) / 2, degrees)) * float(np.sqrt((rest**2).sum() / degrees)) / alone
+            ends = (float(10 ** np.clip(middle - half, -300, 300)), float(10 ** np.clip(middle + half, -300, 300)))
     ec50 = np.nan if reason else float(10**middle)
-    return DoseResponse(low, high, slope, ec50, *ends, r2, len(y), reason, float(10**middle))
+    return DoseResponse(unit * low, unit * high, slope, ec50, *ends, r2, len(y), reason, float(10**middle))
 
 
 def _rise(middle: npt.ArrayLike, slope: npt.ArrayLike, x: Floats) -> Floats:

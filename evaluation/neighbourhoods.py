@@ -13,7 +13,7 @@ from scipy.stats import chi2
 from cytominer_tools.columns import COUNT, feature_columns
 from cytominer_tools.errors import InputError
 from evaluation.baselines import Null, permuted_labels
-from evaluation.batch import HeldOut, component_scores, group_codes, group_sums, split
+from evaluation.batch import HeldOut, component_scores, group_codes, group_sums, held_out_folds
 from evaluation.metrics import Codes, exclude_codes, label_codes, sweep
 from evaluation.scores import SIMILARITIES, cell_counts, finite_features
 from evaluation.similarity import Floats, Floats32, Similarity, count_similarity, distances
@@ -22,8 +22,9 @@ KBET, LISI, COMPONENTS = MIXING = ("kbet", "lisi", "component_association")
 _REJECTED = 0.05
 _PERPLEXITY = 30
 _COMPONENTS = 10
+_MOST_LEVEL = 1 << 23  # equally near neighbours beyond k, of all rows together: 230 MB
 SETTINGS = {
-    KBET: "p < 0.05",
+    KBET: f"p < {_REJECTED}",
     LISI: f"perplexity = {_PERPLEXITY} at most",
     COMPONENTS: f"{_COMPONENTS} components at most",
 }
@@ -53,10 +54,14 @@ class _Nearest:
     def __init__(self, k: int):
         self.k = k
         self.parts: list[tuple[Codes, Codes, Floats, Floats32]] = []
+        self.level = 0
 
     def add(self, start: int, block: Floats32) -> None:
         edge = np.partition(block, block.shape[1] - self.k, axis=1)[:, block.shape[1] - self.k, None]
         row, column = np.nonzero(block >= edge)
+        self.level += len(row) - self.k * len(block)
+        if self.level > _MOST_LEVEL:
+            raise InputError(f"too many of {block.shape[1]} profiles are equal or equally near to weigh all neighbours")
         value = block[row, column]
         tied = value == edge[row, 0]
         level = np.bincount(row, tied, minlength=len(block))
@@ -110,6 +115,24 @@ def _kbet_places(rows: int, batches: int) -> int:
     return max(10, round(rows / batches / 4))
 
 
+def _require_power(sizes: Codes, k: int) -> None:
+    """That most rows would be rejected if groups, of these sizes, lay wholly apart."""
+    falling = np.argsort(-sizes, kind="stable")
+    rejected = 0
+    for own, size in enumerate(sizes):
+        # around a row: its own group, then whole others; the largest ones differ least from what is expected
+        order = np.concatenate([[own], falling[falling != own]])
+        room = sizes[order] - (np.arange(len(sizes)) == 0)
+        seen, expected = np.clip(k - np.cumsum(room) + room, 0, room), k * sizes[order] / sizes.sum()
+        chi = float(((seen - expected) ** 2 / expected).sum())
+        rejected += size if chi2.sf(chi, len(sizes) - 1) < _REJECTED else 0
+    if 2 * rejected < sizes.sum():
+        raise InputError(
+            f"{k} neighbours of each of {sizes.sum()}, groups of at most {sizes.max()}: "
+            f"most would have p of {_REJECTED} or more even if groups lay wholly apart"
+        )
+
+
 def mixing(similarity: Similarity, labels: npt.ArrayLike, *, k: int | None = None) -> tuple[float, Floats]:
     """kBET: the share of rows whose k nearest ones hold batches in other proportions than all rows do, at p < 0.05.
 
@@ -124,13 +147,15 @@ def mixing(similarity: Similarity, labels: npt.ArrayLike, *, k: int | None = Non
     Returns
     -------
     rejected : float
-        About 0.05 where batches are mixed, 1 where they lie apart; NaN with one batch.
+        About 0.05 where large batches are mixed, less where small ones are; 1 where they lie apart, less where some are
+        smaller than `k`; NaN with one batch.
     p : float array, shape (n,)
 
     Raises
     ------
     InputError
-        `k` is not below the number of rows.
+        `k` is not below the number of rows, or most rows would not be rejected even if batches lay wholly apart, such
+        as with two batches of nine rows or fewer.
 
     References
     ----------
@@ -143,8 +168,9 @@ def mixing(similarity: Similarity, labels: npt.ArrayLike, *, k: int | None = Non
     k = _kbet_places(len(codes), batches) if k is None else k
     if not 1 <= k < len(codes):
         raise InputError(f"k={k}: expected fewer neighbours than the {len(codes)} rows with a batch")
+    _require_power(np.bincount(codes), k)
     p[known] = _rejections(_near(similarity.take(np.flatnonzero(known)), k), codes, k)
-    return float((p[known] < 0.05).mean()), p
+    return float((p[known] < _REJECTED).mean()), p
 
 
 def lisi(similarity: Similarity, labels: npt.ArrayLike, *, perplexity: float = 30) -> tuple[float, Floats]:
@@ -244,8 +270,7 @@ def mixing_scores(
     X = finite_features(controls, names)
     if not len(X):
         raise InputError("there are no controls; check the query that selects them")
-    parts = [np.arange(len(X))] if held_out is None else split(len(X), folds, seed)
-    values = [X if held_out is None else held_out(part) for part in parts]
+    parts = held_out_folds(X, list(codes.values()), held_out, folds, seed)
     cells, note = None, ""
     try:
         if counts is not None:
@@ -257,7 +282,7 @@ def mixing_scores(
     for name, groups in codes.items():
         rng = np.random.default_rng(seed)
         profiled, counted = [], []
-        for part, points in zip(parts, values, strict=True):
+        for part, points in parts:
             known = np.flatnonzero(groups[part] >= 0)
             own = np.unique(groups[part][known], return_inverse=True)[1].reshape(-1).astype(np.int64)
             labellings = np.concatenate([own[None], permuted_labels(own, n=permutations, rng=rng)])
@@ -292,8 +317,6 @@ def _row(metric: str, profiled: list[_Fold], counted: list[_Fold], note: str) ->
     null = Null(worse * found[1:])
     row |= {"value": float(found[0]), "p": null.p(worse * found[0])}
     row |= {"permutation_mean": worse * null.mean, "permutation_95": worse * null.mark_95}
-    if metric == KBET:
-        row["chance"] = _REJECTED
     if metric == COMPONENTS:
         row["chance"] = (
             sum(int(fold.labellings[0].max()) * len(fold.points) / (len(fold.points) - 1) for fold in profiled) / n
@@ -308,7 +331,13 @@ def _row(metric: str, profiled: list[_Fold], counted: list[_Fold], note: str) ->
 
 def _values(metric: str, folds: list[_Fold]) -> Floats:
     """The metric of each labelling."""
-    found = np.concatenate([_fold_values(metric, fold) for fold in folds], axis=1)
+    each = []
+    for fold in folds:
+        try:
+            each.append(_fold_values(metric, fold))
+        except InputError as error:
+            raise InputError(f"in a fold: {error}" if len(folds) > 1 else str(error)) from error
+    found = np.concatenate(each, axis=1)
     return np.median(found, axis=1) if metric == LISI else found.mean(axis=1)
 
 
@@ -329,6 +358,7 @@ def _fold_values(metric: str, fold: _Fold) -> Floats:
         k = _kbet_places(n, len(sizes))
         if k >= n:
             raise InputError(f"{n} wells to compare: {k} neighbours of each need at least {k + 1}")
+        _require_power(sizes, k)
         near = _near(fold.similarity(), k)
         return np.stack([_rejections(near, labels, k) < _REJECTED for labels in fold.labellings])
     perplexity = min(_PERPLEXITY, (n - 1) // 3)

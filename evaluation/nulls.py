@@ -36,6 +36,9 @@ class PairRules(Protocol):
 class Pairing(dict[str, Any]):
     """The profiles and rules behind average precisions, carried in the attrs of their table.
 
+    `place` puts profiles into an order that is theirs, whatever that of the rows; equal ones that the rules do not tell
+    apart share a place.
+
     To pandas it is a plain dict of settings, so that the table can be written to a file; it is never copied.
     """
 
@@ -90,8 +93,8 @@ def _each(pairing: Pairing, groups: Sequence[Codes], size: int, seed: int) -> It
     shared: dict[bytes, _Ranks] = {}
     nulls: dict[tuple[bytes, int], Floats] = {}
     every = np.arange(pairing.similarity.n)
-    # an order that only the profiles decide, so that theirs in the table does not matter
     order = np.argsort(pairing.place, kind="stable")
+    slot = np.argsort(order)
     for group in groups:
         group = group[np.argsort(pairing.place[group], kind="stable")]
         negative = pairing.rules.negatives(group, every)
@@ -118,12 +121,16 @@ def _each(pairing: Pairing, groups: Sequence[Codes], size: int, seed: int) -> It
                 shared.clear()
             shared[key] = _Ranks(pairing.similarity, base, pool, seed)
         ranks = shared[key]
-        # a value with ties is their expectation, which exchanges would have to take too: break them as those do
-        seen = ranks.value(group, inside=whole) if pairing.tied[group].any() else float(pairing.scores[group].mean())
+        above = ranks.within if whole else ranks.beside(group)
+        # a value with ties is their expectation, which exchanges would have to take too: it is read as theirs are
+        if not whole or len(ranks.pool) == total:
+            seen = float(_mean_ap(above, (slot[group] if whole else np.arange(k))[None, :])[0])
+        else:
+            seen = ranks.value(group) if pairing.tied[group].any() else float(pairing.scores[group].mean())
         if whole and (key, k) in nulls:
             null = nulls[key, k]
         else:
-            null = ranks.null(group, size, inside=whole)
+            null = ranks.null(above, k, size, inside=whole)
             if whole:
                 nulls[key, k] = null
         reached = int((null >= seen - 1e-12).sum())
@@ -147,16 +154,16 @@ class _Ranks:
         return self._others(self.pool, self.similarity.tile(self.pool, slice(None)))
 
     @cached_property
-    def _within(self) -> tuple[npt.NDArray[np.float32], Counts, Counts]:
+    def _pairs(self) -> tuple[npt.NDArray[np.float32], Counts, Counts]:
         """Similarity of all pairs of the pool, how many of `base` are above each, and how many above or level."""
         near = self.similarity.take(self.pool).rows(0, len(self.pool))
         np.fill_diagonal(near, -np.inf)
         return near, *_counts(self._ranked, near)
 
     @cached_property
-    def _above(self) -> Counts:
+    def within(self) -> Counts:
         """How many of `base` are above each pair of the pool."""
-        _, low, high = self._within
+        _, low, high = self._pairs
         return self._untied(low, high)
 
     def _others(self, rows: Codes, near: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -173,21 +180,17 @@ class _Ranks:
             low = low + (rng.random(low.shape) * (tied + 1)).astype(np.int32)
         return low
 
-    def value(self, group: Codes, *, inside: bool) -> float:
-        """Mean average precision of a group, which is part of `base` or beside it."""
+    def value(self, group: Codes) -> float:
+        """Mean average precision of a group, which is part of `base`."""
         near = self.similarity.tile(group, slice(None))
         ranked, near = self._others(group, near), near[:, group]
         np.fill_diagonal(near, -np.inf)
-        low, high = _counts(ranked, near)
-        if not inside:
-            _count_more(near, low, high, len(group))
-        return float(_mean_ap(self._untied(low, high), np.arange(len(group))[None, :])[0])
+        return float(_mean_ap(self._untied(*_counts(ranked, near)), np.arange(len(group))[None, :])[0])
 
-    def null(self, group: Codes, size: int, *, inside: bool) -> Floats:
-        """Mean average precision of other choices of as many profiles."""
-        k, first = len(group), 0 if inside else len(group)
+    def null(self, above: Counts, k: int, size: int, *, inside: bool) -> Floats:
+        """Mean average precision of choices of k profiles, from `within`, or from `beside` a group of as many."""
+        first = 0 if inside else k
         total = len(self.base) + first
-        above = self._above if inside else self._beside(group)
         if (size, k) not in self.draws:
             if comb(total, k) <= _ENUMERATED and total <= _POOL:
                 draws = np.array(list(combinations(range(total), k)), dtype=np.int64)
@@ -200,14 +203,14 @@ class _Ranks:
         step = max(1, _CHUNK // (k * k))
         return np.concatenate([_mean_ap(above, draws[at : at + step]) for at in range(0, len(draws), step)])
 
-    def _beside(self, group: Codes) -> Counts:
+    def beside(self, group: Codes) -> Counts:
         """How many of `base` and `group` are above each pair of the group and the pool, in this order.
 
         Among the pool only the group comes new, so that what `base` adds is not counted again for each group.
         """
         k = len(group)
         row = self.similarity.tile(group, slice(None))
-        pool, *counted = self._within
+        pool, *counted = self._pairs
         near = np.empty((k + len(pool), k + len(pool)), dtype=np.float32)
         near[:k] = row[:, np.concatenate([group, self.pool])]
         np.fill_diagonal(near[:k, :k], -np.inf)
@@ -278,7 +281,8 @@ def _mean_ap(above: Counts, draws: npt.NDArray[np.int64]) -> Floats:
 def _by_exchange(pairing: Pairing, group: Codes, special: Codes, others: Codes, size: int, seed: int) -> float:
     """p where pairs depend on more than the group: profiles move among all the places, within shared columns."""
     items = np.concatenate([special, np.setdiff1d(others, special, assume_unique=True)])
-    items = items[np.argsort(pairing.place[items], kind="stable")]
+    # of equal profiles those of the group first: the others are interchangeable
+    items = items[np.lexsort((~np.isin(items, group), pairing.place[items]))]
     rng = np.random.default_rng([seed, len(items), len(group)])
     near = pairing.similarity.take(items).rows(0, len(items))
     ties = rng.permutation(len(items))  # which of two equal ones comes first

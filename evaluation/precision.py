@@ -145,9 +145,10 @@ def average_precision(
     meta["n_total_pairs"] = n_positive + n_negative
     meta["average_precision"] = scores
     meta["normalized_average_precision"] = normalized_ap(scores, n_positive, n_positive + n_negative)
-    # equal profiles in the order of what the rules know of them: those that still tie are interchangeable
-    known = [rules.pos_same, rules.neg_same, *rules.pos_diff.T, *rules.neg_diff.T]
-    place = np.argsort(np.lexsort([*known, digests(feats)])).astype(np.int64)
+    keys = [rules.pos_same, rules.neg_same, *rules.pos_diff.T, *rules.neg_diff.T, digests(feats)]
+    order = np.lexsort(keys)
+    place = np.zeros(len(meta), dtype=np.int64)
+    place[order[1:]] = np.cumsum(np.any([key[order[1:]] != key[order[:-1]] for key in keys], axis=0))
     meta.attrs["average_precision"] = Pairing(settings, similarity, rules, place, scores, tied)
     return meta
 

@@ -22,6 +22,7 @@ from deepprofile.profiles import (
     score_profiles,
 )
 from deepprofile.scoring import batch_scores
+from evaluation import component_association
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:spherizing learns from"),
@@ -356,7 +357,10 @@ def test_batches_are_scored_by_name(done):
     assert before["reason"][PLATE, "kbet"] == "4 wells to compare: 10 neighbours of each need at least 11"
     assert before["reason"]["well row", "component_association"] == "all wells share one"
     plates = before.loc[PLATE, "component_association"]
-    assert 0 <= plates["value"] <= 1
+    level3 = read_table(study.profiles_folder / WELLS)
+    control = level3[level3[COMPOUND] == "DMSO"]
+    parts = component_association(control, [PLATE], features=features_of(control))
+    assert plates["value"] == pytest.approx((parts["explained"] * parts["r2"]).sum())
     assert plates["chance"] == pytest.approx(1 / 3)
     assert plates[["permutation_mean", "p", "cell_count"]].notna().all()
     # four controls cannot be split into folds of three
@@ -368,25 +372,32 @@ def test_batches_are_scored_by_name(done):
 
 def test_mixing_is_scored_before_and_after_the_recipe(done):
     rng = np.random.default_rng(0)
-    plate = np.arange(96) % 2
-    X = rng.normal(size=(96, 6)) + 3 * plate[:, None]
-    compound = np.where(np.arange(96) % 4 < 2, "DMSO", "aaa")
-    names = {PLATE: [f"P{k}" for k in plate], WELL: [f"{'ABCDEFGH'[k // 12]}{k % 12 + 1:02d}" for k in range(96)]}
+    plate, place = np.arange(192) % 2, np.arange(192) // 2
+    X = rng.normal(size=(192, 6)) + 3 * plate[:, None]
+    compound = np.where(place % 4 < 3, "DMSO", "aaa")
+    names = {PLATE: [f"P{k}" for k in plate], WELL: [f"{'ABCDEFGH'[k // 12]}{k % 12 + 1:02d}" for k in place]}
     wells = pd.DataFrame(X).add_prefix("net_").assign(**names, **{COMPOUND: compound, COUNT: 50})
     wells.columns = wells.columns.astype(str)
-    study = configure(done.root, scores={"metrics": ["lisi", "kbet"], "permutations": 20})
+    study = configure(
+        done.root,
+        scores={"metrics": ["lisi", "kbet"], "permutations": 20},
+        profiles={"recipe": "plates"},
+        recipes={"plates": [{"normalize": {"method": "standardize", "by": "plate"}}, "consensus"]},
+    )
     association, mixed = batch_scores(study, wells)
     assert association["profiles"].unique().tolist() == ["wells", "normalized, held out"]
     mixed = mixed.set_index(["profiles", "labels", "score"]).sort_index()
     assert mixed["value"]["controls before", PLATE, "kbet"] > 0.7
     assert mixed["value"]["controls before", PLATE, "lisi"] < 1.1
     assert mixed["p"]["controls before", PLATE, "lisi"] == 1 / 21
-    assert mixed["n"]["controls", PLATE, "lisi"] == 48
-    # five folds of nine or ten wells are too few for ten neighbours, not for a perplexity of two or three
-    assert mixed["value"]["controls", PLATE, "lisi"] >= 1
-    assert mixed["reason"]["controls", PLATE, "kbet"].endswith(
-        "wells to compare: 10 neighbours of each need at least 11"
-    )
+    assert mixed["n"]["controls", PLATE, "lisi"] == 144
+    # the recipe takes what plates differ in out of wells that its fits have not seen
+    assert mixed["value"]["controls", PLATE, "lisi"] > 1.6
+    assert mixed["value"]["controls", PLATE, "kbet"] < 0.2
+    few = wells[(place % 4 == 3) | (place < 40)]  # folds of twelve
+    small = batch_scores(study, few)[1].set_index(["profiles", "labels", "score"])
+    assert np.isnan(small["value"]["controls", PLATE, "kbet"])
+    assert small["reason"]["controls", PLATE, "kbet"].startswith("in a fold: 10 neighbours of each")
     with pytest.raises(InputError, match=r"scores\.metrics: lisi is of control wells; say which, in controls"):
         batch_scores(study.model_copy(update={"controls": None}), wells)
 

@@ -52,6 +52,18 @@ def test_a_correction_is_judged_on_wells_it_has_not_seen():
     assert fair.equals(again.iloc[0])
 
 
+def test_folds_do_not_depend_on_the_order_of_rows():
+    table = wells(0.5)
+    order = np.random.default_rng(1).permutation(120)
+    found, asked = [], []
+    for one in (table, table.iloc[order]):
+        X = one[FEATURES].to_numpy()
+        held_out = lambda part, X=X: asked.append(part) or X[part]  # noqa: E731
+        found.append(group_association(one, ["Metadata_Batch", "well row"], percentile=95, held_out=held_out))
+    pd.testing.assert_frame_equal(found[1], found[0], check_exact=True)
+    assert all((np.diff(part) > 0).all() for part in asked)
+
+
 def test_one_batch_is_nan_with_the_reason():
     got = group_association(wells().assign(Metadata_Batch=1), ["Metadata_Batch"]).iloc[0]
     assert np.isnan(got["odds_ratio"])

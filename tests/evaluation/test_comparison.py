@@ -179,6 +179,22 @@ def test_a_run_without_any_match_on_top_has_a_value_in_its_interval():
     assert ((known["enrichment_low"] <= known["enrichment"]) & (known["enrichment"] <= known["enrichment_high"])).all()
 
 
+def test_the_interval_of_a_difference_holds_it():
+    """Half a pair that draws count more weighs most where few pairs are on top."""
+    for seed in range(10):
+        runs = {"a": run(2.0, seed, n=24, classes=6, width=6), "b": run(0.0, seed, n=24, classes=6, width=6)}
+        pairs = compare(runs, draws=100).pairs
+        known = pairs[pairs["difference"].notna()]
+        assert len(known) >= 2
+        assert ((known["low"] <= known["difference"]) & (known["difference"] <= known["high"])).all()
+
+
+def test_a_label_in_the_key_stands_once():
+    got = compare_runs({"a": run(1.0)}, key=["Metadata_Compound", "Metadata_MOA"], labels="Metadata_MOA", draws=5)
+    assert got.queries.columns[:2].tolist() == ["Metadata_Compound", "Metadata_MOA"]
+    assert got.queries.columns.is_unique
+
+
 def test_the_figure_says_a_reason_to_its_end():
     rng = np.random.default_rng(0)
     table = pd.DataFrame({"k": list("abcd"), "m": list("xxyy")})

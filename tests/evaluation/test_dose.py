@@ -86,6 +86,33 @@ def test_no_ec50_and_why():
     assert few.reason == "2 concentrations: at least 4 are needed"
 
 
+@pytest.mark.parametrize("noise", [0, 0.02])
+@pytest.mark.parametrize("edge", [0.05, 1.0])
+def test_a_step_between_two_concentrations_has_no_interval(noise, edge):
+    """Every EC50 between them fits as well, so that none is more than a guess."""
+    doses = np.repeat(10.0 ** np.arange(-3, 4), 2)
+    y = np.where(doses >= edge, 5.0, 1.0) + noise * np.random.default_rng(0).normal(size=14)
+    got = fit_dose_response(doses, y, bounds=None)
+    below, above = doses[doses < edge].max(), doses[doses >= edge].min()
+    assert below < got.ec50 < above
+    assert np.isnan([got.ec50_low, got.ec50_high]).all()
+    for ec50 in (below * 2, above / 2):
+        assert np.ptp(logistic(doses, ec50, 30, 1, 5) - np.where(doses >= edge, 5.0, 1.0)) < 1e-6
+
+
+@pytest.mark.parametrize("unit", [1e-200, 1e-10, 1e8, 1e200])
+@pytest.mark.parametrize("bounds", [None, (0.0, 1.0)])
+def test_the_unit_of_responses_does_not_matter(unit, bounds):
+    doses = np.repeat(DOSES, 2)
+    y = logistic(doses, 1.0, 0.9, 0.1, 0.8) + 0.02 * np.random.default_rng(0).normal(size=18)
+    one = fit_dose_response(doses, y, bounds=bounds)
+    scaled = None if bounds is None else (bounds[0] * unit, bounds[1] * unit)
+    got = fit_dose_response(doses, unit * y, bounds=scaled, least_span=0.2 * unit)
+    names = ("ec50", "ec50_low", "ec50_high", "slope", "r2")
+    assert [getattr(got, name) for name in names] == pytest.approx([getattr(one, name) for name in names], rel=1e-6)
+    assert (got.low / unit, got.high / unit) == pytest.approx((one.low, one.high), rel=1e-6)
+
+
 @pytest.mark.slow
 def test_interval_holds_the_ec50():
     rng = np.random.default_rng(0)

@@ -1,3 +1,5 @@
+from contextlib import suppress
+
 import harmonypy
 import numpy as np
 import pandas as pd
@@ -106,6 +108,53 @@ def test_equal_profiles_are_mixed():
     np.testing.assert_allclose(lisi(*points(same))[1], 1 / (around**2).sum(axis=1))
 
 
+# --- batches that lie wholly apart
+def apart(*sizes):
+    batch = np.repeat(np.arange(len(sizes)), sizes)
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(len(batch), 20)) + 30 * rng.normal(size=(len(sizes), 20))[batch]
+    return pd.DataFrame(X).add_prefix("f").assign(Metadata_Batch=batch)
+
+
+@pytest.mark.parametrize(("sizes", "k"), [((9, 9), None), ((30, 3), None), ((20, 20), 3), ((20, 20), 35)])
+def test_kbet_is_not_told_where_nothing_could_be_rejected(sizes, k):
+    """Of two batches of nine, ten neighbours are at most eight and two: p = 0.058."""
+    near, batch = points(apart(*sizes))
+    with pytest.raises(InputError, match=r"most would have p of 0\.05 or more even if groups lay wholly apart"):
+        mixing(near, batch, k=k)
+    if k is None:
+        got = mixing_scores(apart(*sizes), ["Metadata_Batch"], metrics=["kbet"], counts=None).iloc[0]
+        assert np.isnan(got["value"])
+        words = f"10 neighbours of each of {sum(sizes)}, groups of at most {max(sizes)}: most would have"
+        assert got["reason"].startswith(words)
+
+
+@pytest.mark.parametrize("sizes", [(10, 10), (12, 10, 8), (9,) * 8, (4,) * 24, (2,) * 48])
+def test_kbet_of_batches_apart_is_one(sizes):
+    assert mixing(*points(apart(*sizes)))[0] == 1
+
+
+def test_batches_apart_are_never_called_mixed():
+    told = []
+    for seed in range(30):
+        sizes = np.random.default_rng(seed).integers(1, 25, 2 + seed % 3)
+        with suppress(InputError):
+            told.append(mixing(*points(apart(*sizes)))[0])
+    assert 10 < len(told) < 30
+    assert min(told) >= 0.5
+
+
+def test_kbet_of_small_folds_is_nan_with_the_reason():
+    table = apart(30, 30)
+    X = table[FEATURES].to_numpy()
+    shared = {"counts": None, "permutations": 3}
+    got = mixing_scores(table, ["Metadata_Batch"], held_out=lambda part: X[part], **shared).set_index("score")
+    assert np.isnan(got["value"]["kbet"])
+    assert got["reason"]["kbet"].startswith("in a fold: 10 neighbours of each of 12, groups of at most")
+    assert got["value"]["lisi"] == pytest.approx(1, abs=0.05)
+    assert mixing_scores(table, ["Metadata_Batch"], **shared)["value"][0] == 1
+
+
 # --- as scores
 def test_scores_are_those_of_the_functions():
     table = wells(0.5, n=200)
@@ -113,14 +162,14 @@ def test_scores_are_those_of_the_functions():
     assert len(got) == 6
     near, batch = points(table)
     assert got["value"]["Metadata_Batch", "kbet"] == mixing(near, batch)[0]
-    assert got["value"]["Metadata_Batch", "lisi"] == lisi(near, batch)[0]
+    assert got["value"]["Metadata_Batch", "lisi"] == pytest.approx(lisi(near, batch)[0], rel=1e-12)
     parts = component_association(table, ["Metadata_Batch"])
     share = (parts["explained"] * parts["r2"]).sum() / parts["explained"].sum()
     assert got["value"]["Metadata_Batch", "component_association"] == pytest.approx(share)
     counts = np.log1p(table["Metadata_Count"])
     cells = count_similarity(table["Metadata_Count"])
     assert got["cell_count"]["Metadata_Batch", "kbet"] == mixing(cells, batch)[0]
-    assert got["cell_count"]["Metadata_Batch", "lisi"] == lisi(cells, batch)[0]
+    assert got["cell_count"]["Metadata_Batch", "lisi"] == pytest.approx(lisi(cells, batch)[0], rel=1e-12)
     between = stats.f_oneway(*[counts[batch == b] for b in range(4)]).statistic * 3
     assert got["cell_count"]["Metadata_Batch", "component_association"] == pytest.approx(between / (between + 196))
     # batches that are there have the lowest p that 20 permutations allow, whichever way the score points
@@ -132,7 +181,7 @@ def test_scores_are_those_of_the_functions():
 def test_random_groups_score_their_chance():
     table = wells(n=300)
     got = mixing_scores(table, ["Metadata_Batch"], permutations=50).set_index("score")
-    assert got["chance"]["kbet"] == 0.05
+    assert np.isnan(got["chance"]["kbet"])  # it depends on the sizes of batches; shuffled ones say what it is
     assert got["chance"]["component_association"] == pytest.approx(3 / 299)
     assert got["permutation_mean"]["component_association"] == pytest.approx(3 / 299, rel=0.1)
     assert got["permutation_mean"]["kbet"] == pytest.approx(0.05, abs=0.02)
@@ -149,7 +198,7 @@ def test_wells_are_compared_within_a_fold():
     parts = [mixing(*points(table.iloc[part]))[0] for part in seen]
     assert got["value"]["kbet"] == pytest.approx(np.mean(parts))
     whole = [lisi(*points(table.iloc[part]), perplexity=9)[1] for part in seen]
-    assert got["value"]["lisi"] == np.median(np.concatenate(whole))
+    assert got["value"]["lisi"] == pytest.approx(np.median(np.concatenate(whole)), rel=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -179,6 +228,39 @@ def test_few_wells_and_no_counts():
     flat = wells().assign(**dict.fromkeys(FEATURES, 1.0))
     got = mixing_scores(flat, ["Metadata_Batch"], metrics=["component_association"])
     assert got["reason"].tolist() == ["all profiles are equal, so they have no components"]
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_scores_do_not_depend_on_the_order_of_rows(held):
+    table = wells(0.3, n=150).assign(Metadata_Plate=[f"p{k % 3}" for k in range(150)])
+    table.loc[20:29, FEATURES] = table.loc[20, FEATURES].to_numpy(float)
+    order = np.random.default_rng(1).permutation(150)
+    found = []
+    for one in (table, table.iloc[order]):
+        X = one[FEATURES].to_numpy()
+        held_out = (lambda part, X=X: X[part]) if held else None
+        by = ["Metadata_Batch", "Metadata_Plate", "well column"]
+        found.append(mixing_scores(one, by, held_out=held_out, folds=3, permutations=20))
+    pd.testing.assert_frame_equal(found[1], found[0], check_exact=True)
+
+
+def test_a_recipe_that_leaves_a_missing_value_is_a_reason():
+    """Such as a spread of zero among the controls of one fit."""
+    table = wells(n=60)
+    X = table[FEATURES].to_numpy(copy=True)
+    X[3, 2] = np.nan
+    got = mixing_scores(table, ["Metadata_Batch"], held_out=lambda part: X[part], permutations=3).set_index("score")
+    assert got["value"].isna().all()
+    words = "in a fold: 1 of 12 profiles are not finite; drop such features first"
+    assert got["reason"]["component_association"] == words
+
+
+def test_more_equal_profiles_than_can_be_weighed_are_a_reason(monkeypatch):
+    monkeypatch.setattr("evaluation.neighbourhoods._MOST_LEVEL", 1000)
+    got = mixing_scores(wells().assign(Metadata_Count=50), ["Metadata_Batch"], permutations=3).set_index("score")
+    assert got["value"].notna().all()
+    words = "cell_count: too many of 120 profiles are equal or equally near to weigh all neighbours"
+    assert got["notes"][["kbet", "lisi"]].tolist() == [words] * 2
 
 
 def test_words():

@@ -185,6 +185,43 @@ def test_p_does_not_depend_on_the_order_of_equal_profiles(rules):
     pd.testing.assert_series_equal(moved["p_value"], p["p_value"])
 
 
+def test_p_of_groups_within_a_label_does_not_depend_on_the_order_of_equal_profiles():
+    """Rules that do not name the dose tell nothing of equal profiles at two of them."""
+    rules = (["label"], [], [], ["label"])
+    by = ["label", "dose"]
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        X = rng.integers(1, 3, (40, 4)).astype(float)
+        meta = pd.DataFrame({"label": np.arange(40) // 8, "dose": np.arange(40) % 2})
+        order = rng.permutation(40)
+        p, moved = (
+            mean_average_precision(average_precision(table, Y, *rules), by, 300, 0.05, 0).set_index(by)["p_value"]
+            for table, Y in ((meta, X), (meta.iloc[order], X[order]))
+        )
+        pd.testing.assert_series_equal(moved, p)
+        # nor on which other groups are asked for
+        ap = average_precision(meta, X, *rules)
+        some = mean_average_precision(ap[ap["label"].isin([1, 3])], by, 300, 0.05, 0).set_index(by)["p_value"]
+        pd.testing.assert_series_equal(some, p[p.index.isin([1, 3], level=0)])
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_all_exchanges_contain_what_was_seen(beside):
+    """However many profiles tie, positives among themselves too: p is never below one exchange of all."""
+    lowest = []
+    for seed in range(100):
+        X = np.random.default_rng(seed).integers(1, 3, (12, 3)).astype(float)
+        meta = pd.DataFrame({"label": np.arange(12) // 3})
+        by = ["label"]
+        if beside:
+            meta["control"] = np.where(meta["label"] < 2, meta.index, -1)
+            meta.loc[:5, "label"] = -1
+            by = ["label", "control"]
+        ap = average_precision(meta, X, by, [], [], by)
+        lowest += mean_average_precision(ap, ["label"], 100, 0.05, seed)["p_value"].tolist()
+    assert min(lowest) >= 1 / (84 if beside else 220) - 1e-12
+
+
 def test_small_groups_are_enumerated():
     rng = np.random.default_rng(0)
     X = np.concatenate([rng.normal(size=(3, 40)) * 0.1 + 1, rng.normal(size=(9, 40))])

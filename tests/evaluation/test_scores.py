@@ -79,11 +79,14 @@ def test_input_is_left_alone():
 
 def test_signal_is_beyond_permutations_and_noise_is_not():
     real = row(score(profiles(signal=2), labels="Metadata_MOA", percentile=90), "precision_at_r")
-    noise = row(score(profiles(signal=0, seed=7), labels="Metadata_MOA", percentile=90), "precision_at_r")
+    noise = [
+        row(score(profiles(signal=0, seed=seed), labels="Metadata_MOA", percentile=90), "precision_at_r")["p"]
+        for seed in range(12)
+    ]
     assert real["value"] > real["permutation_95"] > real["permutation_mean"]
     assert real["p"] == 1 / 101
     assert real["permutation_mean"] == pytest.approx(real["chance"], abs=0.01)
-    assert noise["p"] > 0.05
+    assert 0.25 < np.mean(noise) < 0.75
 
 
 def test_shuffling_within_plates_keeps_what_plates_explain():
