@@ -153,17 +153,15 @@ def test_the_interval_of_enrichment_is_that_of_a_comparison_whatever_the_order_o
     table = wells(compounds=16)
     features = list(table.filter(like="net_"))
     table[features] += 6 * np.random.default_rng(0).normal(size=(len(table), len(features)))
-    table["Metadata_MOA"] = table["Metadata_MOA"].map({"moa 0": "z", "moa 1": "b", "moa 2": "y", "moa 3": "a"})
     shuffled = table.iloc[np.random.default_rng(1).permutation(len(table))].reset_index(drop=True)
-    treatments = consensus(table)
-    runs = {"net": treatments[treatments["Metadata_MOA"].notna()]}
-    compared = compare_runs(runs, key=BY, labels="Metadata_MOA").table
+    runs = {"net": table[table[BY[0]] != "DMSO"].drop(columns="Metadata_Count")}
+    compared = compare_runs(runs, key=["Metadata_Plate", "Metadata_Well"], labels=BY[0]).table
     intervals = []
     for name, rows in (("a", table), ("b", shuffled)):
         path = report(tmp_path / f"{name}.html", result(rows), **ROLES)
         intervals.append([row[:4] for row in table_rows(path, "(?:replicates|treatments) by")])
     assert intervals[0] == intervals[1]
-    [drawn] = [row for row in intervals[0] if row[0] == "treatments by MOA" and row[1].startswith("Enrichment")]
+    [drawn] = [row for row in intervals[0] if row[0] == "replicates by Compound" and row[1].startswith("Enrichment")]
     assert drawn[3] == f"{compared['enrichment_low'][0]:.3g} to {compared['enrichment_high'][0]:.3g}"
 
 
@@ -172,7 +170,7 @@ def test_enrichment_by_another_similarity_has_no_interval_of_the_cosine(tmp_path
     for similarity, has in (("cosine", True), ("pearson", False)):
         scored = Result(**(vars(one) | {"scores": one.scores.assign(similarity=similarity)}))
         path = report(tmp_path / "a.html", scored, **ROLES)
-        [row] = [row for row in table_rows(path, "treatments by") if row[1].startswith("Enrichment")]
+        [row] = [row for row in table_rows(path, "replicates by") if row[1].startswith("Enrichment")]
         assert (" to " in row[3]) == has
 
 
