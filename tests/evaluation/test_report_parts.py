@@ -133,7 +133,7 @@ def test_the_interval_redraws_classes():
     found = score_interval(queries)
     assert (found.value, found.low, found.high, found.n) == (0.9, 0.0, 1.0, 2)
     rng = np.random.default_rng(0)
-    some = pd.DataFrame({"label": np.repeat(list("zbya"), 6), "precision_at_r": rng.uniform(size=24) ** 3})
+    some = pd.DataFrame({"label": np.repeat(list("zbyaxcwdvetf"), 2), "precision_at_r": rng.uniform(size=24) ** 3})
     one, other = score_interval(some), score_interval(some[::-1])  # the order of rows changes nothing
     assert (one.low, one.high) == pytest.approx((other.low, other.high), rel=1e-12)
     assert np.isnan(score_interval(queries[:0]).value)
