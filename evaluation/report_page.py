@@ -206,11 +206,12 @@ _FIGURES = (
 
 
 _OF_MIXING = (
-    " Controls before and controls: control wells as they are, and corrected by a fit that has not seen them; their "
-    "label is a batch, and to match is bad. kBET: the share of wells whose neighbours are of other batches than chance "
-    "gives; all of them where batches lie apart. LISI: how many batches there are around a well, in effect; 1 where "
-    "they lie apart. Components: the share of the variance that is between batches. A batch effect is a high kBET and "
-    "share and a low LISI: of LISI the 5th percentile of the shuffles is shown, and p is the share that score as low."
+    " Controls before and controls: control wells as they are, and corrected by a fit that has not seen them, each "
+    "beside shuffles among all wells that are compared. Their label is a batch, which they should not tell. kBET: the "
+    "share of wells whose neighbours hold other shares of batches than all wells do. LISI: how many batches there are "
+    "around a well, in effect. The share of variance is that of the first components. A batch effect is a high kBET "
+    "and share and a low LISI: of LISI the 5th percentile of the shuffles is shown, and p is the share that score as "
+    "low."
 )
 
 
