@@ -25,11 +25,13 @@ from deepprofile.problems import Problem, named
 from deepprofile.recipes import Correct, Normalize, Spherize, find_recipe
 from deepprofile.references import parse
 from deepprofile.registry import names
+from deepprofile.scoring import across_columns
 from deepprofile.sites import site_paths, site_rows
 from deepprofile.splits import split_cells
 from deepprofile.steps import Roles
 from deepprofile.study import Study
 from deepprofile.work import progress
+from evaluation.neighbourhoods import MIXING
 
 _FEW_CONTROLS = 16
 _FEW_TREATMENTS = 16
@@ -51,7 +53,7 @@ def check_study(study: Study) -> list[Problem]:
     shapes: dict[tuple[str, str, str], tuple[int, ...]] = {}
     problems += other_machine(study, index)
     problems += [*_plugins(study), *_images(study, index, shapes), *_locations(study, index, shapes)]
-    problems += [*_controls(study, index), *_treatments(study, index), *_scored(study, index)]
+    problems += [*_controls(study, index), *_treatments(study, index), *_score_roles(study), *_scored(study, index)]
     problems += [*_scopes(study, index), *_exported(study, index), *_trained(study, index)]
     return problems
 
@@ -371,6 +373,22 @@ def _treatments(study: Study, index: pd.DataFrame) -> Iterator[Problem]:
                 "their likeness may be the batch's",
                 "warning",
             )
+
+
+def _score_roles(study: Study) -> Iterator[Problem]:
+    """What the scores ask for and study.yaml does not name; they come last, when all else is computed."""
+    chosen = study.scores
+    if study.controls is None:
+        mixed = [name for name in chosen.metrics if name in MIXING]
+        asked = {"metrics": mixed, "compounds_only": chosen.compounds_only, "strongest": chosen.strongest}
+        for name, value in asked.items():
+            if value:
+                what = f"{mixed[0]} is of control wells" if name == "metrics" else "it needs the control wells"
+                yield Problem(f"study.yaml scores.{name}", f"{what}; say which, in controls of study.yaml")
+    try:
+        across_columns(study, "replicates")
+    except InputError as error:
+        yield Problem("study.yaml scores.across", str(error).removeprefix("scores.across: "))
 
 
 def _scored(study: Study, index: pd.DataFrame) -> Iterator[Problem]:

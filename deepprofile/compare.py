@@ -199,8 +199,12 @@ def _study_runs(study: Study, first: Study, level: Level, several: bool, left_ou
             if level == "replicates":
                 table = read_table(folder / final_wells(one))
         except InputError as error:
-            log.warning("compare: %s is left out: %s", name, error)
-            stale.insert(0 if folder in by_run else len(stale), (name, str(error)))
+            why = str(error)
+            if folder not in by_run and not (study.root / "features" / model / "card.json").is_file():
+                gone = f"its features are gone: delete {folder.parent}, or profile with this model again"
+                why = why.replace(f"run `{mend}`", gone)
+            log.warning("compare: %s is left out: %s", name, why)
+            stale.insert(0 if folder in by_run else len(stale), (name, why))
             continue
         about = {"study": study.root.name, "model": model, "recipe": recipe, **_training(study, model)}
         key, scored = manifest.parts[CONSENSUS].key, Manifest.read(one.scores_folder, "scores")
@@ -311,18 +315,24 @@ def _write(
         "level": level,
         "made_of": keys,
         "left_out": left_out,
-        "runs": json.loads(table.to_json(orient="records")),
-        "pairs": json.loads(compared.pairs.to_json(orient="records")),
-        "selection": json.loads(compared.selection.to_json(orient="records")),
+        "runs": _records(table),
+        "pairs": _records(compared.pairs),
+        "selection": _records(compared.selection),
         "curves": {
-            run: {name: json.loads(curve.to_json(orient="records")) for name, curve in curves.items()}
-            for run, curves in compared.curves.items()
+            run: {name: _records(curve) for name, curve in curves.items()} for run, curves in compared.curves.items()
         },
     }
     with atomic_path(folder / "compare.json") as path:
-        path.write_text(json.dumps(told, indent=1) + "\n", "utf-8")
+        path.write_text(json.dumps(told, indent=1, allow_nan=False) + "\n", "utf-8")
     with atomic_path(folder / "compare.png") as path:
         comparison_figure(compared).savefig(path, dpi=150, metadata={"Software": None})
+
+
+def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows as JSON values, None for what is missing or infinite; DataFrame.to_json makes 0 of a p of 1e-11."""
+    known = table.notna() & ~table.isin([np.inf, -np.inf])
+    values = table.astype(object).where(known, None)
+    return [dict(zip(map(str, table.columns), row, strict=True)) for row in values.itertuples(index=False, name=None)]
 
 
 def _with_ends(value: float, low: float, high: float) -> str:

@@ -240,10 +240,12 @@ def score_profiles(study: Study) -> Done:
     wells_file = final_wells(study)
     wells = read_table(study.profiles_folder / wells_file)
     twin = study.untrained
-    twin_keys = [read_profiles(twin, CONSENSUS, "deepprofile run")[0].parts[CONSENSUS].key] if twin else []
+    if twin:
+        read_profiles(twin, CONSENSUS, "deepprofile run")
+    labels = _labels(study)
     levels = [
-        _Level("replicates", wells, wells_file, study.scores.replicates or study.treatment, study.scores.exclude_same),
-        _Level("treatments", treatments, CONSENSUS, study.scores.labels or study.columns.moa, ()),
+        _Level("replicates", wells, wells_file, labels["replicates"], study.scores.exclude_same),
+        _Level("treatments", treatments, CONSENSUS, labels["treatments"], ()),
     ]
     # a treatment that is in several batches has none
     across = {
@@ -252,11 +254,9 @@ def score_profiles(study: Study) -> Done:
     levels = [level for level in levels if level.label]
     if not levels:
         raise InputError("study.yaml: nothing says which profiles match; set columns.treatment or columns.moa")
-    roles = [study.controls, study.columns.batch, study.treatment]
-    settings = [[level.label for level in levels], across, roles, study.seed]
     done = Manifest.read(study.scores_folder, "scores")
     done.expect(_score_settings(study, manifest))
-    key = done.key([twin_keys, settings])
+    key = done.key([])  # all that the scores depend on stands in the settings
     if done.is_current("scores.csv", key):
         return Done("score", 0, 1, done.parts["scores.csv"].rows, "scores")
     # one folder at once, so that nothing of an earlier run stays in it
@@ -280,12 +280,35 @@ def score_profiles(study: Study) -> Done:
     return Done("score", 1, 0, len(table), "scores")
 
 
+def _labels(study: Study) -> dict[str, str | None]:
+    """The column by which the profiles of each level match."""
+    return {
+        "replicates": study.scores.replicates or study.treatment,
+        "treatments": study.scores.labels or study.columns.moa,
+    }
+
+
 def _score_settings(study: Study, manifest: Manifest) -> dict[str, Any]:
-    return {"profiles": manifest.parts[CONSENSUS].key, "scores": study.scores.model_dump(mode="json")}
+    """All that the scores depend on; `manifest` is that of the profiles."""
+    twin = study.untrained
+    untrained = Manifest.read(twin.profiles_folder, "profiles").parts.get(CONSENSUS) if twin else None
+    return {
+        "profiles": manifest.parts[CONSENSUS].key,
+        "untrained": untrained.key if untrained else None,
+        "scores": study.scores.model_dump(mode="json"),
+        "labels": _labels(study),
+        "columns": {
+            "batch": study.columns.batch,
+            "compound": study.columns.compound or study.treatment,
+            "treatment": study.treatment,
+        },
+        "controls": study.controls,
+        "seed": study.seed,
+    }
 
 
 def stale_scores(study: Study, manifest: Manifest) -> str:
-    """How the scores of a study differ from those of the profiles in `manifest`; empty where they do not.
+    """How the scores of a study differ from those that `score_profiles` would make now; empty where they do not.
 
     Parameters
     ----------
@@ -297,8 +320,11 @@ def stale_scores(study: Study, manifest: Manifest) -> str:
     made, now = Manifest.read(study.scores_folder, "scores").settings, _score_settings(study, manifest)
     if made.get("profiles") != now["profiles"]:
         return "made before these profiles"
+    made["untrained"], untrained = now["untrained"], made.get("untrained")
     changed = changes(made, now)
-    return f"made under other settings ({changed[0]})" if changed else ""
+    if changed:
+        return f"made under other settings ({changed[0]})"
+    return "" if untrained == now["untrained"] else "made before the profiles of the untrained network"
 
 
 @dataclass(frozen=True)

@@ -126,8 +126,10 @@ def _compared(study: Study, warnings: list[str]) -> Comparison | None:
     try:
         told = json.loads(path.read_text("utf-8"))
         runs, made_of = told["runs"], told["made_of"]
+        # a curve that is nowhere defined has no numbers, only nulls
         curves = {
-            run: {name: pd.DataFrame(rows) for name, rows in named.items()} for run, named in told["curves"].items()
+            run: {name: pd.DataFrame(rows).astype(float) for name, rows in named.items()}
+            for run, named in told["curves"].items()
         }
         tables = [pd.DataFrame(told[name]) for name in ("runs", "pairs", "selection")]
     except (ValueError, KeyError, TypeError) as error:

@@ -28,7 +28,7 @@ TITLES = {
     "precision_at_10": "Precision at 10",
     "recall_at_5": "Recall at 5",
     "recall_at_10": "Recall at 10",
-    "kbet": "kBET: wells among other batches than expected (about 0.05 is mixed)",
+    "kbet": "kBET: wells among other batches than expected (1 is apart)",
     "lisi": "LISI: batches around each well, in effect (1 is apart)",
     "component_association": "Share of the variance of 10 components that is between batches",
 }

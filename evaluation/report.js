@@ -551,17 +551,18 @@
       const found = set.montages, div = $("cells-plot");
       div.replaceChildren();
       if (found.why) return nothing("cells", found.why);
+      const strips = new Map(found.strips);
       const strip = (key, words) => {
         const box = make("div", undefined, div), image = document.createElement("img");
         box.className = "strip";
         make("p", words, box);
-        image.src = `data:image/jpeg;base64,${DATA.texts[found.strips[key]]}`;
+        image.src = `data:image/jpeg;base64,${DATA.texts[strips.get(key)]}`;
         image.alt = `Cells of ${words}`;
         box.appendChild(image);
       };
-      if (found.strips[""] !== undefined) strip("", "controls");
-      const there = Object.keys(found.strips).filter(Boolean), mine = state.treatment === null ? null : name(state.treatment);
-      const shown = mine !== null && found.strips[mine] !== undefined ? [mine] : mine !== null ? [] : there.slice(0, 6);
+      if (strips.has("")) strip("", "controls");
+      const there = [...strips.keys()].filter(Boolean), mine = state.treatment === null ? null : name(state.treatment);
+      const shown = mine !== null && strips.has(mine) ? [mine] : mine !== null ? [] : there.slice(0, 6);
       for (const key of shown) strip(key, key);
       const words = mine !== null && !shown.length ? `No cells of ${mine} are in this file. ` : mine === null && there.length > 6 ? "Six treatments are shown; choose one to see it. " : "";
       note("cells", `${words}${found.about ? found.about + " " : ""}The file has cells of ${there.length} treatment${there.length === 1 ? "" : "s"}${found.given > there.length ? `, of ${found.given}` : ""}.`);

@@ -205,6 +205,16 @@ _FIGURES = (
 )
 
 
+_OF_MIXING = (
+    " Controls before and controls: control wells as they are, and corrected by a fit that has not seen them, each "
+    "beside shuffles among all wells that are compared. Their label is a batch, which they should not tell. kBET: the "
+    "share of wells whose neighbours hold other shares of batches than all wells do. LISI: how many batches there are "
+    "around a well, in effect. The share of variance is that of the first components. A batch effect is a high kBET "
+    "and share and a low LISI: of LISI the 5th percentile of the shuffles is shown, and p is the share that score as "
+    "low."
+)
+
+
 def _scores(results: Sequence[Result], sets: Sequence[Mapping[str, Any]], seed: int) -> tuple[str, str, str]:
     rows: list[list[str]] = []
     notes: list[str] = []
@@ -230,8 +240,9 @@ def _scores(results: Sequence[Result], sets: Sequence[Mapping[str, Any]], seed: 
             if level in result.queries and not beyond and pd.isna(low) and pd.notna(value):
                 found = score_interval(result.queries[level], str(row["score"]), seed=seed)
                 low, high = found.low, found.high
-                ends = drawn["curves"].get(level, {}).get("interval")
-                if row["score"] == "enrichment" and "99.5" in str(row["setting"]) and ends and None not in ends:
+                ends = drawn["curves"].get(level, {}).get("interval")  # by cosine
+                same = row["score"] == "enrichment" and row["similarity"] == "cosine" and "99.5" in str(row["setting"])
+                if same and ends and None not in ends:
                     low, high = min(ends[0], value), max(ends[1], value)  # draws count half a pair more than the value
             count = row.get("cell_count", np.nan)
             rows.append(
@@ -269,6 +280,8 @@ def _scores(results: Sequence[Result], sets: Sequence[Mapping[str, Any]], seed: 
         " alone. Untrained: the same network before training. The interval redraws whole classes (bootstrap). n "
         "counts profiles for precision, pairs of profiles for enrichment; – is undefined."
     )
+    if any(result.scores is not None and result.scores["score"].isin(MIXING).any() for result in results):
+        caption += _OF_MIXING
     return "scores", "Scores", _table(head, rows, caption) + _list(notes)
 
 

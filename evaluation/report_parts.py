@@ -15,7 +15,7 @@ from cytominer_tools.errors import InputError
 from evaluation.comparison import enrichment_interval
 from evaluation.curves import enrichment_curve, hit_curve, match_ranks, percent_replicating, precision_recall_curve
 from evaluation.dose import DoseResponse, fit_dose_response
-from evaluation.metrics import Codes
+from evaluation.metrics import Codes, text_codes
 from evaluation.plates import EdgeEffect, edge_effect, edge_wells
 from evaluation.precision import average_precision, mean_average_precision
 from evaluation.similarity import Floats, cosine, pearson
@@ -129,7 +129,7 @@ def score_interval(queries: pd.DataFrame, score: str = "precision_at_r", *, seed
     column = score.removeprefix("mean_")
     if score not in ("precision_at_r", "mean_average_precision") or column not in queries or queries.empty:
         return Interval(np.nan, np.nan, np.nan, 0)
-    groups = pd.factorize(queries["label"])[0]
+    groups, _ = text_codes(queries["label"])
     return bootstrap(queries[column].to_numpy(float), groups=groups, rng=np.random.default_rng(seed))
 
 

@@ -19,6 +19,7 @@ from cytominer_tools.queries import select
 from evaluation.comparison import SCORES, Comparison
 from evaluation.embedding import neighbour_map, principal_components
 from evaluation.figures import natural
+from evaluation.metrics import text_codes
 from evaluation.plates import EdgeEffect, plate_format, require_places, well_places
 from evaluation.report_page import body_of, page_of, short
 from evaluation.report_parts import (
@@ -623,8 +624,8 @@ def _level_curves(
     X = profiles[one.of(profiles)].to_numpy(dtype=np.float64, na_value=np.nan)[rows]
     if not usable(X).all():
         raise InputError("a scored profile is not finite, or zero throughout, so it has no direction")
-    labels, classes = pd.factorize(pd.Series([found[place] for place in rows]))
-    curves = score_curves(X, labels.astype(np.int64), excluded(profiles.iloc[rows], exclude), seed=one.seed)
+    labels, classes = text_codes(pd.Series([found[place] for place in rows]))
+    curves = score_curves(X, labels, excluded(profiles.iloc[rows], exclude), seed=one.seed)
     return {
         "n": curves.n,
         "labels": len(classes),
@@ -646,9 +647,12 @@ def _training(result: Result) -> dict[str, Any]:
 def _montages(
     montages: Mapping[str, npt.NDArray[np.uint8]], about: str, levels: list[str], space: int
 ) -> dict[str, Any]:
-    """JPEG strips in the order in which they were given, as many as there is room for."""
+    """JPEG strips in the order in which they were given, as many as there is room for, each [name, picture].
+
+    They are no object of JavaScript, which would put names that are whole numbers first.
+    """
     known = set(levels) | {""}
-    strips: dict[str, str] = {}
+    strips: list[list[str]] = []
     used = 0
     for name, cells in montages.items():
         if name not in known or not len(cells):
@@ -658,9 +662,9 @@ def _montages(
         picture = _jpeg(np.concatenate(list(cells), axis=1))
         if strips and used + len(picture) > space:
             break
-        strips[name] = picture
+        strips.append([name, picture])
         used += len(picture)
-    if not any(strips):
+    if not any(name for name, _ in strips):
         return {"why": "no cell images were given"}
     return {"strips": strips, "given": sum(1 for name in montages if name), "about": about}
 

@@ -63,6 +63,8 @@ def test_runs_of_a_study_stand_in_one_table(done):
     assert table["batch_expected"].tolist() == [batch["expected_share"][0]] * 4
     told = json.loads((done.root / "scores" / "compare.json").read_text())
     assert told["level"] == "replicates"
+    # every digit, as a p may be tiny
+    pd.testing.assert_frame_equal(pd.DataFrame(told["pairs"]), found.comparison.pairs, check_exact=True)
     assert len(told["pairs"]) == 6 * 3
     assert set(told["curves"]) == set(table.index)
     assert (done.root / "scores" / "compare.png").stat().st_size > 10_000
@@ -132,6 +134,22 @@ def test_profiles_of_other_settings_are_left_out(done):
     ]
     run(now)
     assert np.isfinite(compare_studies([now], level="replicates").table["batch_share_before"][0])
+
+
+def test_profiles_whose_features_are_gone_are_to_be_deleted(done):
+    shutil.copytree(done.profiles_folder.parent, done.profiles_folder.parent.with_name("old_net"))
+    path = done.root / "profiles" / "old_net" / "deep" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["parts"][CONSENSUS]["key"] = "of other settings"
+    path.write_text(json.dumps(manifest))
+    [(what, why)] = compare_studies([done]).left_out
+    assert what == "old_net"
+    assert "under other settings; its features are gone: delete" in why
+    assert "deepprofile normalize" not in why
+    (done.root / "features" / "old_net").mkdir()
+    (done.root / "features" / "old_net" / "card.json").write_text("{}")
+    [(_, why)] = compare_studies([done]).left_out
+    assert "run `deepprofile normalize --model old_net --recipe deep`" in why
 
 
 def test_a_recipe_that_is_gone_is_left_out(done):

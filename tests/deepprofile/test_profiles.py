@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
@@ -18,11 +20,12 @@ from deepprofile.profiles import (
     aggregate_wells,
     consensus_profiles,
     normalize_wells,
+    read_profiles,
     score_lines,
     score_profiles,
+    stale_scores,
 )
 from deepprofile.scoring import batch_scores
-from evaluation import component_association
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:spherizing learns from"),
@@ -285,6 +288,33 @@ def test_profiles_of_other_settings_are_not_taken_for_current(done):
     assert score_profiles(other).made == 1
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"seed": 4}, "made under other settings (seed: 3 -> 4)"),
+        ({"columns": {"moa": None}}, "made under other settings (labels.treatments: Metadata_MOA -> none)"),
+        ({"columns": {"batch": PLATE}}, f"made under other settings (columns.batch: none -> {PLATE})"),
+        ({"scores": {"permutations": 10}}, "made under other settings (scores.permutations: 20 -> 10)"),
+    ],
+)
+def test_scores_are_stale_where_they_would_be_made_again(done, changes, words):
+    study = configure(done.root, **changes)
+    manifest, _ = read_profiles(study, CONSENSUS, "deepprofile consensus")
+    assert stale_scores(study, manifest) == words
+    assert score_profiles(study).made == 1
+    assert stale_scores(study, manifest) == ""
+    assert score_profiles(study).made == 0
+
+
+def test_scores_beside_another_untrained_network_are_stale(done):
+    path = done.scores_folder / "manifest.json"
+    written = json.loads(path.read_text())
+    written["settings"]["untrained"] = "of other weights"
+    path.write_text(json.dumps(written))
+    manifest, _ = read_profiles(done, CONSENSUS, "deepprofile consensus")
+    assert stale_scores(done, manifest) == "made before the profiles of the untrained network"
+
+
 def test_scores_across_plates_and_of_compounds_only(done):
     study = configure(
         done.root,
@@ -357,10 +387,10 @@ def test_batches_are_scored_by_name(done):
     assert before["reason"][PLATE, "kbet"] == "4 wells to compare: 10 neighbours of each need at least 11"
     assert before["reason"]["well row", "component_association"] == "all wells share one"
     plates = before.loc[PLATE, "component_association"]
-    level3 = read_table(study.profiles_folder / WELLS)
-    control = level3[level3[COMPOUND] == "DMSO"]
-    parts = component_association(control, [PLATE], features=features_of(control))
-    assert plates["value"] == pytest.approx((parts["explained"] * parts["r2"]).sum())
+    wells = read_table(study.profiles_folder / WELLS).query(f"{COMPOUND} == 'DMSO'")
+    X = wells[features_of(wells)].to_numpy(float)  # four wells have three components, which are all there is
+    means = np.stack([X[(wells[PLATE] == plate).to_numpy()].mean(axis=0) for plate in wells[PLATE]])
+    assert plates["value"] == pytest.approx(((means - X.mean(axis=0)) ** 2).sum() / ((X - X.mean(axis=0)) ** 2).sum())
     assert plates["chance"] == pytest.approx(1 / 3)
     assert plates[["permutation_mean", "p", "cell_count"]].notna().all()
     # four controls cannot be split into folds of three
@@ -371,6 +401,7 @@ def test_batches_are_scored_by_name(done):
 
 
 def test_mixing_is_scored_before_and_after_the_recipe(done):
+    """Two plates that lie apart, and a recipe that takes out what the wells of a plate share."""
     rng = np.random.default_rng(0)
     plate, place = np.arange(192) % 2, np.arange(192) // 2
     X = rng.normal(size=(192, 6)) + 3 * plate[:, None]
@@ -400,6 +431,24 @@ def test_mixing_is_scored_before_and_after_the_recipe(done):
     assert small["reason"]["controls", PLATE, "kbet"].startswith("in a fold: 10 neighbours of each")
     with pytest.raises(InputError, match=r"scores\.metrics: lisi is of control wells; say which, in controls"):
         batch_scores(study.model_copy(update={"controls": None}), wells)
+
+
+@pytest.mark.parametrize(
+    ("scores", "place", "words"),
+    [
+        ({"metrics": ["nearest", "kbet"]}, "metrics", "kbet is of control wells; say which, in controls"),
+        ({"compounds_only": True}, "compounds_only", "it needs the control wells; say which, in controls"),
+        ({"strongest": 1}, "strongest", "it needs the control wells; say which, in controls"),
+        ({"across": ["plates", "batches"]}, "across", "name the column of the batches in columns"),
+        ({"across": ["plates", "positions"]}, None, ""),
+    ],
+)
+def test_check_says_what_the_scores_lack(fresh, scores, place, words):
+    study = configure(fresh.root, controls=None, profiles={"fit": "all"}, scores=scores)
+    found = [
+        (one.place, one.level, one.what) for one in check_study(study) if one.place.startswith("study.yaml scores")
+    ]
+    assert found == ([(f"study.yaml scores.{place}", "error", f"{words} of study.yaml")] if place else [])
 
 
 @pytest.mark.parametrize(

@@ -42,8 +42,9 @@ def test_a_finished_study_has_a_page(finished, tmp_path):
     assert one["treatments"]["name"] == ["DMSO", "aaa", "bbb"]
     assert one["treatments"]["moa"] == ["", "kinase", "kinase"]
     assert one["treatments"]["control"] == [1, 0, 0]
-    assert next(iter(one["montages"]["strips"])) == ""
-    assert set(one["montages"]["strips"]) == {"", "aaa", "bbb"}
+    names = [name for name, _ in one["montages"]["strips"]]
+    assert names[0] == ""
+    assert set(names) == {"", "aaa", "bbb"}
     assert one["montages"]["about"] == "Crops as the network sees them: DNA blue, ER green, Mito red."
     text = (tmp_path / "a.html").read_text("utf-8")
     assert "weights_hash" in text
@@ -87,6 +88,14 @@ def test_what_is_older_than_the_profiles_is_told(done):
     other = configure(done.root, profiles={"fit": "all"}, scores={"permutations": 10})
     [words] = warnings_of(write_report(other))
     assert "made under other settings (scores.permutations: 20 -&gt; 10): run `deepprofile score`" in words
+
+
+def test_a_comparison_without_a_pair_that_matches_is_shown(done):
+    study = configure(done.root, scores={"exclude_same": ["Metadata_Compound"]})
+    compare_studies([study], level="replicates")
+    runs = payload(write_report(study))["runs"]
+    assert set(runs["curves"]["precision_recall"][0]["precision"]) == {None}
+    assert runs["scores"]["precision_at_r"] == [[None]] * 3
 
 
 def test_a_comparison_that_cannot_be_read_is_refused(done):

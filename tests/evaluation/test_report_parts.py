@@ -132,6 +132,10 @@ def test_the_interval_redraws_classes():
     queries = pd.DataFrame({"label": ["a"] * 9 + ["b"], "precision_at_r": [1.0] * 9 + [0.0]})
     found = score_interval(queries)
     assert (found.value, found.low, found.high, found.n) == (0.9, 0.0, 1.0, 2)
+    rng = np.random.default_rng(0)
+    some = pd.DataFrame({"label": np.repeat(list("zbyaxcwdvetf"), 2), "precision_at_r": rng.uniform(size=24) ** 3})
+    one, other = score_interval(some), score_interval(some[::-1])  # the order of rows changes nothing
+    assert (one.low, one.high) == pytest.approx((other.low, other.high), rel=1e-12)
     assert np.isnan(score_interval(queries[:0]).value)
     assert np.isnan(score_interval(queries, "mean_average_precision").value)
     averages = queries.rename(columns={"precision_at_r": "average_precision"})

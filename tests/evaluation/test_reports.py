@@ -143,6 +143,47 @@ def test_scores_stand_beside_baselines_with_intervals(page):
         assert word in text
 
 
+def table_rows(path, start):
+    """The cells of the rows of the tables whose first cell starts so."""
+    found = re.findall(rf"<tr><td>{start}.*?</tr>", path.read_text("utf-8"))
+    return [re.findall("<td>(.*?)</td>", row) for row in found]
+
+
+def test_the_interval_of_enrichment_is_that_of_a_comparison_whatever_the_order_of_rows(tmp_path):
+    table = wells(compounds=16)
+    features = list(table.filter(like="net_"))
+    table[features] += 6 * np.random.default_rng(0).normal(size=(len(table), len(features)))
+    shuffled = table.iloc[np.random.default_rng(1).permutation(len(table))].reset_index(drop=True)
+    runs = {"net": table[table[BY[0]] != "DMSO"].drop(columns="Metadata_Count")}
+    compared = compare_runs(runs, key=["Metadata_Plate", "Metadata_Well"], labels=BY[0]).table
+    intervals = []
+    for name, rows in (("a", table), ("b", shuffled)):
+        path = report(tmp_path / f"{name}.html", result(rows), **ROLES)
+        intervals.append([row[:4] for row in table_rows(path, "(?:replicates|treatments) by")])
+    assert intervals[0] == intervals[1]
+    [drawn] = [row for row in intervals[0] if row[0] == "replicates by Compound" and row[1].startswith("Enrichment")]
+    assert drawn[3] == f"{compared['enrichment_low'][0]:.3g} to {compared['enrichment_high'][0]:.3g}"
+
+
+def test_enrichment_by_another_similarity_has_no_interval_of_the_cosine(tmp_path):
+    one = result()
+    for similarity, has in (("cosine", True), ("pearson", False)):
+        scored = Result(**(vars(one) | {"scores": one.scores.assign(similarity=similarity)}))
+        path = report(tmp_path / "a.html", scored, **ROLES)
+        [row] = [row for row in table_rows(path, "replicates by") if row[1].startswith("Enrichment")]
+        assert (" to " in row[3]) == has
+
+
+def test_the_words_below_the_scores_say_which_way_mixing_goes(tmp_path, page):
+    words = "low LISI: of LISI the 5th percentile of the shuffles is shown, and p is the share that score as low"
+    assert words not in page.read_text("utf-8")
+    one = result()
+    row = {"profiles": "controls", "score": "lisi", "labels": "Metadata_Plate", "similarity": "cosine", "setting": ""}
+    scores = pd.concat([one.scores, pd.DataFrame([{**row, "value": 1.5, "n": 24}])], ignore_index=True)
+    path = report(tmp_path / "a.html", Result(**(vars(one) | {"scores": scores})), **ROLES)
+    assert words in path.read_text("utf-8")
+
+
 def test_every_part_has_its_numbers(page):
     one = payload(page)["sets"][0]
     for name in ("similarity", "replicates", "activity", "classes", "doses", "training", "montages"):
@@ -470,6 +511,34 @@ def test_names_are_text_wherever_they_stand(page):
         )
         assert tab.errors == []
         assert tab.requests == [page.as_uri()]
+
+
+@needs_browser
+def test_cells_stand_in_the_order_given_whatever_treatments_are_called(tmp_path):
+    table = wells()
+    called = {EVIL: "constructor", IMAGE: "__proto__", "cpd 3": "10", "cpd 4": "9"}
+    table[BY[0]] = table[BY[0]].replace(called)
+    table = table.drop(columns=BY[1])
+    treatments = table.groupby([BY[0], "Metadata_MOA"], dropna=False)[list(table.filter(like="net_"))].median()
+    picture = np.zeros((4, 16, 16, 3), dtype=np.uint8)
+    given = ["cpd 5", "10", "9", "cpd 6"]
+    montages = {name: picture + 20 * k for k, name in enumerate(["", *given])}
+    roles = {**ROLES, "by": BY[:1], "concentration": None}
+    path = report(tmp_path / "a.html", Result("net", table, treatments.reset_index(), montages=montages), **roles)
+    strips = "[...document.querySelectorAll('.strip p')].map(p => p.textContent)"
+    with Page(path.as_uri()) as tab:
+        look(tab, "cells")
+        assert tab.run(strips) == ["controls", *given]
+        for name in ("constructor", "__proto__"):
+            type_treatment(tab, name)
+            look(tab, "cells")
+            assert tab.run(strips) == ["controls"]
+            assert tab.run("document.getElementById('cells-note').textContent").startswith(f"No cells of {name} are")
+        type_treatment(tab, "10")
+        look(tab, "cells")
+        assert tab.run(strips) == ["controls", "10"]
+        assert tab.run("[...document.images].every(i => i.naturalWidth === 64)")
+        assert tab.errors == []
 
 
 @needs_browser
