@@ -32,6 +32,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cytominer_tools.tables import parquet_writer
+from cytominer_tools.threads import each
 
 PLATES, WELLS, CONTROLS = 20, 384, 24
 
@@ -97,8 +98,7 @@ def copied(table: pd.DataFrame) -> Callable[[], Any]:
 
 def multiplied(table: pd.DataFrame) -> Callable[[], Any]:
     x = values(table)
-    other = x.T.copy()  # or NumPy takes the symmetric product, at half of the work
-    return lambda: other @ x
+    return lambda: x.T @ x  # of which NumPy takes one half
 
 
 def decomposed(n_controls: int) -> Callable[[pd.DataFrame], Callable[[], Any]]:
@@ -125,7 +125,7 @@ def decoded(parquet: str | None) -> Callable[[pd.DataFrame], Callable[[], Any]]:
         if parquet:
             return lambda: pq.read_table(folder / parquet)
         files = sorted(folder.glob("p/*.npz"))
-        return lambda: [np.load(file, allow_pickle=True)["features"] for file in files]
+        return lambda: each(lambda file: np.load(file, allow_pickle=True)["features"], files)
 
     return least
 

@@ -20,7 +20,7 @@ _BLOCK = 2**23  # values of float64 in work at once, 64 MB
 _FEWEST = 32  # features for a thread of their own
 _FEW = 16  # rows added in float32 before they go on in float64
 _ROWS = 256  # spherized at once at least, or products read the axes more often than they use them
-_SMALL_BLOCK = 2**20  # values spherized at once: they are gone over several times, in the cache of the processor
+_SMALL_BLOCK = 2**20  # values scaled or spherized at once: they are gone over several times, in the processor's cache
 _WHOLE = 2048  # features, up to which one matrix for all axes is worth its making
 _EVEN = 1e2  # gains within this factor
 _STEEP = 1e-9  # of eigenvalues: below, those of a Gram matrix in float64 have less than seven digits
@@ -142,7 +142,7 @@ def scaled(rows: Floats, center: Doubles, scale: Doubles) -> Floats:
     """(rows - center) / scale in the dtype of `rows`, calculated in double precision in blocks of rows."""
     out = np.empty(rows.shape, dtype=rows.dtype)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # a scale of 0, where it is asked for
-        for block, target in zip(_blocks(rows), _blocks(out), strict=True):
+        for block, target in zip(_blocks(rows, _SMALL_BLOCK), _blocks(out, _SMALL_BLOCK), strict=True):
             np.divide(block - center, scale, out=target, casting="same_kind")
     return out
 
@@ -374,9 +374,9 @@ def spherize(rows: Floats, mean: Doubles, scale: Doubles, axes: Doubles, gains: 
     return out
 
 
-def _blocks(rows: Floats) -> Iterator[Floats]:
+def _blocks(rows: Floats, values: int = _BLOCK) -> Iterator[Floats]:
     """Views of consecutive rows, small enough that a copy of one in double precision does not matter."""
-    step = max(1, _BLOCK // max(1, rows.shape[1]))
+    step = max(1, values // max(1, rows.shape[1]))
     return (rows[start : start + step] for start in range(0, len(rows), step))
 
 
