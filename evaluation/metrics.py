@@ -23,6 +23,7 @@ Codes = npt.NDArray[np.int64]
 R = Literal["matches", "class_size"]
 
 _BLOCK_PAIRS = 1 << 22
+_SLACK = 1.5  # times the pairs that are kept may be held before the lowest go
 
 
 @dataclass(frozen=True)
@@ -242,6 +243,13 @@ class Neighbours:
         return np.where(counts > 0, np.nansum(self.precision, axis=1) / np.maximum(counts, 1), np.nan)
 
 
+def _joined(parts: list[Any]) -> Any:
+    """The parts as one array; the list is empty afterwards."""
+    found = np.concatenate(parts)
+    parts.clear()
+    return found
+
+
 class TopPairs:
     """The pairs above a percentile of similarity, found once for any number of labellings.
 
@@ -275,16 +283,23 @@ class TopPairs:
         values = block[i, j + start]
         self._parts.append((values, (i + start).astype(np.int32), (j + start).astype(np.int32)))
         self._held += len(values)
-        if self._held > 2 * self._keep:
+        if self._held > _SLACK * self._keep:
             self._trim()
 
     def _trim(self) -> None:
-        values, i, j = (np.concatenate(each) for each in zip(*self._parts, strict=True))
+        if len(self._parts) == 1 and self._held <= self._keep:
+            return
+        # one array at a time: there are millions of pairs, and this is where memory is highest
+        columns: list[list[Any]] = [list(column) for column in zip(*self._parts, strict=True)]
+        self._parts = []
+        values = _joined(columns[0])
+        kept = np.ones(len(values), dtype=bool)
         if len(values) > self._keep:
-            kept = np.argpartition(values, len(values) - self._keep)[len(values) - self._keep :]
-            values, i, j = values[kept], i[kept], j[kept]
-            self._bound = values.min()
-        self._parts, self._held = [(values, i, j)], len(values)
+            self._bound = np.partition(values, len(values) - self._keep)[len(values) - self._keep]
+            kept = values > self._bound
+            kept[np.flatnonzero(values == self._bound)[: self._keep - int(kept.sum())]] = True
+        self._parts = [(values[kept], _joined(columns[1])[kept], _joined(columns[2])[kept])]
+        self._held = len(self._parts[0][0])
 
     def pairs(self) -> tuple[float, npt.NDArray[np.int32], npt.NDArray[np.int32]]:
         """The threshold, NaN without pairs, and the two rows of every pair above it."""
